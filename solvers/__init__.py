@@ -1,0 +1,31 @@
+"""Affine variational inequalities with an L1 term: solved, certified and differentiated in batches."""
+
+from solvers.certificates import duality_gap, exploitability, feasibility_violation, natural_residual
+from solvers.interface import ConvergenceError, Solution, solve
+from solvers.problem import AffineVI
+from solvers.registry import Solver, available_solvers, register_solver
+from solvers.sets import Box, Budget, CappedSimplex, FeasibleSet, Free, NonNegative, Simplex, SumTo
+from solvers.standard_form import StandardForm
+
+__all__ = [
+    "AffineVI",
+    "Box",
+    "Budget",
+    "CappedSimplex",
+    "ConvergenceError",
+    "FeasibleSet",
+    "Free",
+    "NonNegative",
+    "Simplex",
+    "Solution",
+    "Solver",
+    "StandardForm",
+    "SumTo",
+    "available_solvers",
+    "duality_gap",
+    "exploitability",
+    "feasibility_violation",
+    "natural_residual",
+    "register_solver",
+    "solve",
+]

@@ -1,0 +1,190 @@
+r"""How good an answer is, measured without trusting the solver that made it.
+
+All certificates are zero exactly at solutions. With ``g = Mw + q`` and ``h(w) = Σ λ_i|w_i|`` plus the indicator of C:
+
+- natural residual ``‖w − prox_h(w − g)‖_∞``, for every problem (Facchinei and Pang 2003, section 1.5);
+- duality gap, for symmetric ``M``: an upper bound on ``P(w) − min P`` with ``P(w) = ½wᵀMw + qᵀw + h(w)``;
+- exploitability, for games: the most that one player gains by deviating alone;
+- feasibility violation.
+
+They are differentiable torch operations and compute in at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from solvers.prox import clamp, leaving_prices, pieces, prox
+from solvers.problem import AffineVI
+from solvers.standard_form import StandardForm
+
+
+def natural_residual(problem: AffineVI, weights: Tensor) -> Tensor:
+    """``‖w − prox(w − (Mw + q))‖_∞``, shape ``(*batch,)``.
+
+    Args:
+        problem: The problem.
+        weights: ``(*batch, L)``.
+
+    Raises:
+        ValueError: If ``weights`` has another shape than ``(*batch, L)``.
+    """
+    standard, w = _standard(problem, weights)
+    return problem.from_standard(residual(standard, w))
+
+
+def feasibility_violation(problem: AffineVI, weights: Tensor) -> Tensor:
+    """The largest violation of a bound, of the mask or of the sum, shape ``(*batch,)``.
+
+    Args:
+        problem: The problem; only its set is used.
+        weights: ``(*batch, L)``.
+
+    Raises:
+        ValueError: If ``weights`` has another shape than ``(*batch, L)``.
+    """
+    standard, w = _standard(problem, weights)
+    violation = (w - clamp(standard, w)).abs().amax(0)
+    if standard.total is not None:
+        excess = w.sum(0) - standard.total
+        violation = torch.maximum(violation, excess.abs() if standard.equality else excess.relu())
+    return problem.from_standard(violation)
+
+
+def exploitability(problem: AffineVI, weights: Tensor) -> Tensor:
+    """``max_i [J_i(w) − min_{v_i} J_i(v_i, w_{−i})]``, shape ``(*batch,)``; ≥ 0, infinite if a player gains without end.
+
+    Player i pays ``J_i(w) = ½M_ii w_i² + (q_i + Σ_{j≠i} M_ij w_j) w_i + λ_i|w_i|`` and chooses ``w_i`` between its bounds.
+    A sum constraint is shared by the players. Alone, nobody can deviate from an equality, so there the game is the one
+    whose variational equilibria these are (Rosen 1965): everybody pays the common price ``ν w_i`` of the sum too, with
+    the ``ν ≥ 0`` (any ``ν`` for an equality) that ``w − (Mw + q)`` implies, and deviates between its bounds.
+
+    Args:
+        problem: The problem.
+        weights: ``(*batch, L)``.
+
+    Raises:
+        ValueError: If ``weights`` has another shape than ``(*batch, L)``.
+    """
+    standard, w = _standard(problem, weights)
+    own = standard.diagonal()
+    marginal = standard.operator(w) + _price(standard, w)
+    rest = marginal - own * w  # player i pays ½ own v² + rest v + λ|v|
+
+    def cost(v: Tensor) -> Tensor:
+        linear = rest * v if standard.l1 is None else rest * v + standard.l1 * v.abs()
+        return 0.5 * own * v * v + linear
+
+    curved = own > 0
+    curvature = torch.where(curved, own, 1.0)
+    separable = standard.without_sum()
+    best = prox(separable, -rest / curvature, curvature.reciprocal())
+    gain = cost(w) - cost(best)
+    if not bool(curved.all()):  # a linear cost: the best reply is an end of the interval
+        gain = torch.where(curved, gain, _linear_gain(separable, rest, w))
+    return problem.from_standard(gain.amax(0).clamp_min(0.0))
+
+
+def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
+    """Upper bound on ``P(w) − min P`` from a feasible dual point, shape ``(*batch,)``; for symmetric ``M`` only.
+
+    The dual of ``min ½wᵀMw + qᵀw + h(w)`` is ``max_u −½uᵀMu − h*(−Mu − q)``. We take ``u = w``, or where that leaves the
+    domain of ``h*`` (an unbounded side) ``u = w + M⁻¹e`` with the least ``e`` that brings it back; the multiplier of the
+    sum inside ``h*`` is the price that ``w − (Mw + q)`` implies. Infinite where ``M`` is singular and no such ``u`` exists.
+    For feasible ``w`` it is ≥ 0 up to rounding.
+
+    Args:
+        problem: The problem.
+        weights: ``(*batch, L)``.
+
+    Raises:
+        ValueError: If ``weights`` has another shape than ``(*batch, L)``, or an ``M`` is not symmetric.
+    """
+    standard, w = _standard(problem, weights)
+    if not bool(standard.is_symmetric().all()):
+        raise ValueError("duality_gap needs a symmetric M; for a game use exploitability.")
+    inf = torch.inf
+    lower, upper, l1 = standard.bounds_and_l1()
+    price = _price(standard, w)
+
+    slope = -(standard.operator(w) + price)
+    allowed = torch.minimum(
+        torch.maximum(slope, torch.where(lower == -inf, -l1, -inf)), torch.where(upper == inf, l1, inf)
+    )
+    e = slope - allowed
+    u = w + torch.linalg.solve_ex(standard.M.movedim(-1, 0), e.T.unsqueeze(-1)).result.squeeze(-1).T
+    u = torch.where((e == 0).all(0), w, u)
+
+    corner = torch.where(allowed > 0, upper, lower)  # where max_v allowed·v − λ|v| is attained, if not at 0 …
+    corner = torch.where(allowed.abs() <= l1, torch.zeros_like(w), corner)
+    corner = torch.minimum(torch.maximum(corner, lower), upper)  # … or at the bound nearest to 0
+    corner = torch.where(corner.isfinite(), corner, 0.0)
+    conjugate = (allowed * corner - l1 * corner.abs()).sum(0)
+    if standard.total is not None:
+        conjugate = conjugate + price * standard.total
+    quadratic = 0.5 * (w * (standard.M * w).sum(1) + u * (standard.M * u).sum(1)).sum(0)
+    gap = quadratic + (standard.q * w + l1 * w.abs()).sum(0) + conjugate
+    return problem.from_standard(torch.where(u.isfinite().all(0), gap, inf))
+
+
+def residual(problem: StandardForm, w: Tensor) -> Tensor:
+    """The natural residual in standard form, ``(B,)``."""
+    return (w - prox(problem, w - problem.operator(w))).abs().amax(0)
+
+
+def residual_tolerance(problem: StandardForm, w: Tensor, tol: float) -> Tensor:
+    """What the natural residual may be for a relative tolerance ``tol``, ``(B,)``.
+
+    ``tol · min(a, b) + 64 ε max(a, b)``, with ``a = ‖w‖_∞``, ``b = ‖|M||w| + |q| + λ‖_∞`` and the machine epsilon ``ε``.
+    The residual is a length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two scales; the
+    second term is what rounding alone puts into the residual.
+    """
+    forces = (problem.M.abs() * w.abs()).sum(1) + problem.q.abs()
+    if problem.l1 is not None:
+        forces = forces + problem.l1
+    a, b = w.abs().amax(0), forces.amax(0)
+    return tol * torch.minimum(a, b) + 64 * torch.finfo(w.dtype).eps * torch.maximum(a, b)
+
+
+def _standard(problem: AffineVI, weights: Tensor) -> tuple[StandardForm, Tensor]:
+    expected = (*problem.batch_shape, problem.size)
+    if weights.shape != expected:
+        raise ValueError(f"weights must have shape {tuple(expected)}, but have shape {tuple(weights.shape)}.")
+    standard = problem.standard()
+    return standard, weights.to(standard.q.dtype).reshape(-1, problem.size).T
+
+
+def _price(problem: StandardForm, w: Tensor) -> Tensor:
+    """The price ``ν`` of the sum that ``x = w − (Mw + q)`` implies, ``(B,)``: ``prox(x) = S(x − ν)``."""
+    if problem.total is None:
+        return torch.zeros_like(w[0])
+    x = w - problem.operator(w)
+    on = pieces(problem, x)
+    z = torch.where(on.free, x - on.slope, on.held)
+    count = on.free.sum(0)
+    price = (z.sum(0) - problem.total) / count.clamp_min(1)
+    if problem.upper is not None or problem.l1 is not None:
+        price = torch.where(count > 0, price, _price_at_vertex(problem, w, on.held))
+    return torch.where(on.tight, price, 0.0)
+
+
+def _price_at_vertex(problem: StandardForm, w: Tensor, held: Tensor) -> Tensor:
+    """A price at which no coordinate wants to leave ``held``: the middle of the interval of such prices."""
+    rises, falls = leaving_prices(problem, w, held)
+    low, high = rises.amax(0), falls.amin(0)
+    low = torch.where(low.isinf(), high, low)
+    high = torch.where(high.isinf(), low, high)
+    return torch.where(low.isinf(), 0.0, 0.5 * (low + high))
+
+
+def _linear_gain(problem: StandardForm, slope: Tensor, w: Tensor) -> Tensor:
+    """What a player with the cost ``slope·v + λ|v|`` gains by going to the best end of its interval, or to 0."""
+    lower, upper, l1 = problem.bounds_and_l1()
+
+    def cost(v: Tensor) -> Tensor:
+        left, right = slope - l1, slope + l1  # slopes for v < 0 and v > 0
+        return torch.where(v == 0, 0.0, torch.where(v < 0, left * v, right * v).nan_to_num(0.0, torch.inf, -torch.inf))
+
+    ends = torch.stack((cost(lower), cost(upper), cost(clamp(problem, torch.zeros_like(w)))))
+    return slope * w + l1 * w.abs() - ends.amin(0)

@@ -1,0 +1,102 @@
+r"""Derivatives of a solution through its optimality conditions, whichever solver found it.
+
+Let ``F`` be the coordinates strictly inside a linear piece, and let the sum be tight if it is an equality or an active
+budget. On these pieces the solution satisfies the linear system
+
+    M_FF w_F + M_FN w_N + q_F + λ_F sign(w_F) + ν 1 = 0,   1ᵀ w = s      (the second only where the sum is tight),
+
+so for a cotangent ``g`` of ``w`` solve ``M_FFᵀ y_F + ν 1 = g_F``, ``1ᵀ y_F = 0``, with ``y = 0`` off ``F``; then
+
+    ∂ℓ/∂q = −y,   ∂ℓ/∂M = −y wᵀ,   ∂ℓ/∂λ_i = −y_i sign(w_i),   ∂ℓ/∂s = ν,   ∂ℓ/∂bound_i = g_i − (Mᵀy)_i − ν
+
+for a coordinate i held at that bound (Amos and Kolter 2017, and Agrawal et al. 2019, for the general case).
+
+Where a multiplier and its slack are both zero the solution map has a kink. There a coordinate on a threshold counts as
+held and a budget as active, which is the derivative of one of the adjacent pieces (as in sparsemax). Where no coordinate
+is free and the sum is tight, the one is released that would rise first if the sum could grow, or, if none can rise,
+the one that would fall first if it shrank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.linear import solve_pieces
+from solvers.prox import Pieces, leaving_prices, pieces
+from solvers.standard_form import StandardForm
+
+
+def attach_implicit_gradient(problem: StandardForm, w: Tensor) -> Tensor:
+    """``w`` itself, now differentiable in every tensor of ``problem``, any number of times.
+
+    Args:
+        problem: The problem, its tensors connected to whatever requires gradients.
+        w: ``(L, B)``, its solution; an item with NaN passes no gradient on.
+    """
+    with torch.no_grad():
+        on = _pieces_at_solution(problem.detach(), w.detach())
+    data = (problem.M, problem.q, problem.lower, problem.upper, problem.l1, problem.total)
+    return _Implicit.apply(w, *data, on.free, on.tight, on.at_lower, on.at_upper)
+
+
+class _Implicit(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        w: Tensor,
+        M: Tensor,
+        q: Tensor,
+        lower: Tensor | None,
+        upper: Tensor | None,
+        l1: Tensor | None,
+        total: Tensor | None,
+        *on: Tensor,
+    ) -> Tensor:
+        del M, q, lower, upper, l1, total, on
+        return w.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, M, _, lower, upper, l1, total, free, tight, at_lower, at_upper = inputs
+        ctx.has = [tensor is not None for tensor in (lower, upper, l1, total)]
+        ctx.save_for_backward(output, M, free, tight, at_lower, at_upper)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = cotangents
+        w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
+        has_lower, has_upper, has_l1, has_total = ctx.has
+        w = torch.where(w.isnan(), 0.0, w)
+        y, price = solve_pieces(M.transpose(0, 1), free, tight if has_total else None, g, 0.0)
+        dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
+        d_lower = d_upper = None
+        if has_lower or has_upper:
+            moved = g - (M * y.unsqueeze(1)).sum(0)
+            if price is not None:
+                moved = moved - price
+            d_lower = torch.where(at_lower, moved, 0.0) if has_lower else None
+            d_upper = torch.where(at_upper, moved, 0.0) if has_upper else None
+        d_l1 = -y * w.sign() if has_l1 else None
+        return None, dM, -y, d_lower, d_upper, d_l1, price, None, None, None, None
+
+
+def _pieces_at_solution(problem: StandardForm, w: Tensor) -> Pieces:
+    """The pieces of a solution, with ties counted as held and at least one free coordinate where the sum is tight."""
+    eps = torch.finfo(w.dtype).eps
+    step = problem.diagonal().clamp_min(eps).reciprocal()
+    x = w - step * problem.operator(w)
+    slack = eps**0.75 * (w.abs().amax(0) + x.abs().amax(0))
+    on = pieces(problem, x, step, slack)
+    known = w.isfinite().all(0)
+    free = on.free & known
+    if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
+        stuck = on.tight & known & ~free.any(0)
+        rises, falls = leaving_prices(problem, w, on.held)
+        can_rise = rises.isfinite().any(0)
+        first = torch.where(can_rise, rises.argmax(0), falls.argmin(0))
+        free = free | (stuck & (torch.arange(problem.size, device=w.device).unsqueeze(-1) == first))
+    return on._replace(free=free, at_lower=on.at_lower & known & ~free, at_upper=on.at_upper & known & ~free)

@@ -1,0 +1,72 @@
+"""The one loop of the approximate solvers: a fixed number of steps, or until every item carries its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from solvers.certificates import residual, residual_tolerance
+from solvers.standard_form import StandardForm, is_tracing
+
+State = tuple[Tensor, ...]
+"""What an iteration carries on, each tensor with the batch last; the weights ``(L, B)`` come first."""
+
+CHECK_EVERY = 8
+"""Steps between two looks at the certificate, which costs about as much as a step."""
+
+
+def iterate(
+    step: Callable[[StandardForm, State], State],
+    problem: StandardForm,
+    state: State,
+    *,
+    steps: int | None,
+    tol: float,
+    max_iter: int,
+) -> tuple[Tensor, Tensor]:
+    """Applies ``step`` over and over.
+
+    Args:
+        step: One iteration; must treat the items of a batch independently.
+        problem: The problem.
+        state: Where to start.
+        steps: A fixed number of iterations, or ``None`` for as many as the tolerance asks.
+        tol: Relative tolerance of the natural residual (see `residual_tolerance`).
+        max_iter: Bound on the number of iterations.
+
+    Returns:
+        Weights ``(L, B)`` and the number of iterations ``(B,)``. An item that meets its tolerance leaves the batch, so
+        that its neighbours change neither its digits nor its cost. Differentiable if ``step`` is.
+    """
+    if not is_tracing(problem):
+        problem = problem.with_known_symmetry()
+    if steps is not None:
+        for _ in range(steps):
+            state = step(problem, state)
+        return state[0], torch.full_like(state[0][0], steps, dtype=torch.long)
+
+    everyone = torch.arange(problem.batch, device=problem.q.device)
+    active, finished, weights, counts = everyone, [], [], []
+    for k in range(1, max_iter + 1):
+        if active.numel() == 0:
+            break
+        state = step(problem, state)
+        if k % CHECK_EVERY and k < max_iter:
+            continue
+        with torch.no_grad():
+            w = state[0]
+            done = residual(problem, w) <= residual_tolerance(problem, w, tol)
+            leaving = done | (k == max_iter)
+            gone, rest = leaving.nonzero()[:, 0], (~leaving).nonzero()[:, 0]
+        if gone.numel():
+            finished.append(active[gone])
+            weights.append(state[0][:, gone])
+            counts.append(torch.full_like(gone, k))
+            active, problem = active[rest], problem.select(rest)
+            state = tuple(tensor.index_select(-1, rest) for tensor in state)
+    if not finished:
+        return state[0], torch.zeros_like(everyone)
+    order = torch.cat(finished).argsort()
+    return torch.cat(weights, 1)[:, order], torch.cat(counts)[order]

@@ -1,0 +1,169 @@
+"""The three steps of a solve that look at values, as operators that torch need not look into.
+
+A solver stops when its numbers say so, which neither ``torch.compile`` nor ``torch.func.vmap`` can trace. Under either
+these steps run as custom operators (`torch.library`), whose shapes are known and whose inside stays eager; without, they
+are plain calls. They see no gradients: those are attached afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from solvers.certificates import residual, residual_tolerance
+from solvers.checks import find_faults, report
+from solvers.registry import make_solver
+from solvers.standard_form import StandardForm, is_tracing
+
+CHUNK_BYTES = 2**21
+"""Size of ``M`` in a piece of the batch that is worked on at once on a CPU: about a core's second-level cache."""
+
+DATA = tuple(f.name for f in fields(StandardForm) if f.name not in ("equality", "symmetric"))
+
+
+class ConvergenceError(RuntimeError):
+    """An answer did not reach its tolerance, and the caller asked to be stopped by that."""
+
+
+def inspect(problem: StandardForm, batch_shape: list[int], on_failure: str, check_monotone: bool) -> Tensor:
+    """Which items have sound data, ``(B,)`` bool; raises or warns about the others."""
+    return _call(_inspect, problem, batch_shape, on_failure, check_monotone)
+
+
+def run(
+    problem: StandardForm, solver: str, options: dict[str, object], tol: float, max_iter: int | None
+) -> tuple[Tensor, Tensor]:
+    """Weights ``(L, B)`` and iterations ``(B,)`` of a solver, without gradients."""
+    return _call(_run, problem, solver, json.dumps(options), tol, max_iter)
+
+
+def certify(
+    problem: StandardForm, w: Tensor, tol: float, batch_shape: list[int], on_failure: str
+) -> tuple[Tensor, Tensor]:
+    """The natural residual and its tolerance, each ``(B,)``; raises or warns about items above it."""
+    return _call(_certify, problem, w.detach(), tol, batch_shape, on_failure)
+
+
+def _call(operator: Any, problem: StandardForm, *arguments: object) -> Any:
+    data = [None if tensor is None else tensor.detach() for tensor in (getattr(problem, name) for name in DATA)]
+    function = operator if is_tracing(problem) else operator._init_fn
+    return function(*data, problem.equality, problem.symmetric, *arguments)
+
+
+def _chunks(problem: StandardForm) -> Iterator[tuple[slice, StandardForm]]:
+    """The problem in contiguous pieces that fit the cache; in one piece where there is no cache to fit."""
+    B = problem.batch
+    item = problem.size**2 * problem.q.element_size()
+    size = max(B, 1) if problem.q.device.type != "cpu" else max(CHUNK_BYTES // item, 1)
+    for start in range(0, max(B, 1), size):
+        items = slice(start, start + size)
+        yield items, problem.map_tensors(lambda tensor, items=items: tensor[..., items].contiguous())
+
+
+@torch.library.custom_op("maha_solvers::inspect", mutates_args=())
+def _inspect(
+    M: Tensor,
+    q: Tensor,
+    lower: Optional[Tensor],
+    upper: Optional[Tensor],
+    l1: Optional[Tensor],
+    linear_l1: Optional[Tensor],
+    total: Optional[Tensor],
+    exists: Optional[Tensor],
+    equality: bool,
+    symmetric: Optional[bool],
+    batch_shape: list[int],
+    on_failure: str,
+    check_monotone: bool,
+) -> Tensor:
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
+    faults = find_faults(problem, monotone=check_monotone)
+    bad = torch.stack([items for _, items in faults]).any(0)
+    if bool(bad.any()):
+        nothing_left = bool(bad.all()) and on_failure == "warn"
+        report(faults, batch_shape, "raise" if nothing_left else on_failure, ValueError)
+    return ~bad
+
+
+@torch.library.custom_op("maha_solvers::run", mutates_args=())
+def _run(
+    M: Tensor,
+    q: Tensor,
+    lower: Optional[Tensor],
+    upper: Optional[Tensor],
+    l1: Optional[Tensor],
+    linear_l1: Optional[Tensor],
+    total: Optional[Tensor],
+    exists: Optional[Tensor],
+    equality: bool,
+    symmetric: Optional[bool],
+    solver: str,
+    options: str,
+    tol: float,
+    max_iter: Optional[int],
+) -> tuple[Tensor, Tensor]:
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
+    method = make_solver(solver, json.loads(options))
+    if problem.batch == 0:
+        return torch.zeros_like(q), torch.zeros(0, dtype=torch.long, device=q.device)
+    with torch.no_grad():
+        parts = [method(chunk, tol, max_iter) for _, chunk in _chunks(problem)]
+    return torch.cat([w for w, _ in parts], 1).clone(), torch.cat([count for _, count in parts])
+
+
+@torch.library.custom_op("maha_solvers::certify", mutates_args=())
+def _certify(
+    M: Tensor,
+    q: Tensor,
+    lower: Optional[Tensor],
+    upper: Optional[Tensor],
+    l1: Optional[Tensor],
+    linear_l1: Optional[Tensor],
+    total: Optional[Tensor],
+    exists: Optional[Tensor],
+    equality: bool,
+    symmetric: Optional[bool],
+    w: Tensor,
+    tol: float,
+    batch_shape: list[int],
+    on_failure: str,
+) -> tuple[Tensor, Tensor]:
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
+    found, allowed = torch.empty_like(q[0]), torch.empty_like(q[0])
+    for items, chunk in _chunks(problem):
+        found[items] = residual(chunk, w[:, items])
+        allowed[items] = residual_tolerance(chunk, w[:, items], tol)
+    failed = ~(found <= allowed)
+    if on_failure != "ignore" and bool(failed.any()):
+        message = f"not solved to tol={tol:g}, residual up to {float(found[failed].max()):.1e}"
+        report([(message, failed)], batch_shape, on_failure, ConvergenceError)
+    return found, allowed
+
+
+def _register(operator: Any, shapes: Callable[[Tensor], tuple[Tensor, ...] | Tensor]) -> None:
+    """Gives an operator its output shapes, and batches it by widening the batch that is there already."""
+    operator.register_fake(lambda M, q, *rest: shapes(q))
+
+    def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        def widen(value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            value = value.unsqueeze(0).expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+            return value.movedim(0, -2).flatten(-2)
+
+        result = operator(*(widen(value, dim) for value, dim in zip(arguments, in_dims, strict=True)))
+        many = result if isinstance(result, tuple) else (result,)
+        split = tuple(tensor.unflatten(-1, (info.batch_size, -1)).movedim(-2, 0) for tensor in many)
+        return (split, (0,) * len(split)) if isinstance(result, tuple) else (split[0], 0)
+
+    operator.register_vmap(batched)
+
+
+_register(_inspect, lambda q: q.new_empty(q.shape[-1:], dtype=torch.bool))
+_register(_run, lambda q: (torch.empty_like(q), q.new_empty(q.shape[-1:], dtype=torch.long)))
+_register(_certify, lambda q: (q.new_empty(q.shape[-1:]), q.new_empty(q.shape[-1:])))

@@ -1,0 +1,185 @@
+"""The one problem class, as its user states it: an affine variational inequality with a weighted L1 term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from solvers.sets import Bound, FeasibleSet, Simplex
+from solvers.standard_form import StandardForm
+
+
+@dataclass(frozen=True, eq=False)
+class AffineVI:
+    """Find ``w`` in ``C`` such that ``(Mw + q)·(v − w) + Σ λ_i (|v_i| − |w_i|) ≥ 0`` for all ``v`` in ``C``.
+
+    With ``M`` symmetric positive semidefinite, ``w`` minimises ``½ wᵀMw + qᵀw + Σ λ_i |w_i|`` over ``C``. With
+    ``½(M + Mᵀ)`` positive definite, ``w`` is the unique (variational) Nash equilibrium of the game in which player i
+    chooses ``w_i`` at marginal cost ``(Mw + q)_i + λ_i ∂|w_i|``.
+
+    On the simplex a ``l1`` that is the same for all coordinates changes nothing, because ``Σ|w_i| = 1`` is a constant:
+    neither the solution nor any other gradient depends on it. It acts where it differs per coordinate, or on other sets.
+
+    Attributes:
+        M: Coupling, ``(*batch, L, L)``.
+        q: Linear term, ``(*batch, L)``.
+        feasible: The set ``C``.
+        l1: Weights ``λ ≥ 0`` of the L1 term, a number or a tensor that broadcasts to ``(*batch, L)``.
+        symmetric: Whether ``M`` is symmetric. ``None`` asks each item of the batch; say it where you know it and want
+            an unrolled solver under ``torch.compile`` or ``torch.func.vmap``.
+
+    Batch dimensions of all arguments broadcast; there may be none, and a batch may be empty. float32 and float64 are
+    computed as they are, float16 and bfloat16 in float32.
+
+    Raises:
+        TypeError: If ``M`` or ``q`` is not a floating point tensor.
+        ValueError: If shapes, dtypes or devices do not match. The message names the argument.
+    """
+
+    M: Tensor
+    q: Tensor
+    feasible: FeasibleSet = field(default_factory=Simplex)
+    l1: Bound = 0.0
+    symmetric: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("M", self.M), ("q", self.q)):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise TypeError(f"{name} must be a floating point tensor, but got {_describe(tensor)}.")
+        if not isinstance(self.feasible, FeasibleSet):
+            raise TypeError(f"feasible must be a set such as Simplex(), but got {self.feasible!r}.")
+        if self.q.ndim < 1 or self.q.shape[-1] < 1:
+            raise ValueError(f"q must have shape (*batch, L) with L ≥ 1, but has shape {tuple(self.q.shape)}.")
+        L = self.q.shape[-1]
+        if self.M.ndim < 2 or self.M.shape[-2:] != (L, L):
+            raise ValueError(
+                f"M must have shape (*batch, {L}, {L}) to match q of shape {tuple(self.q.shape)}, "
+                f"but has shape {tuple(self.M.shape)}."
+            )
+        for name, tensor in self._tensors().items():
+            if tensor.device != self.q.device:
+                raise ValueError(f"{name} is on {tensor.device}, but q is on {self.q.device}.")
+            if name != "mask" and tensor.dtype != self.q.dtype:
+                raise ValueError(f"{name} has dtype {tensor.dtype}, but q has dtype {self.q.dtype}.")
+        mask = self.feasible.mask
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"mask must be boolean, but has dtype {mask.dtype}.")
+        if isinstance(self.l1, (int, float)) and not 0 <= self.l1 < float("inf"):
+            raise ValueError(f"l1 must be non-negative and finite, but got {self.l1}.")
+        self._check_reach(L)
+        _ = self.batch_shape
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates ``L``."""
+        return self.q.shape[-1]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """The batch dimensions that all arguments broadcast to.
+
+        Raises:
+            ValueError: If an argument does not broadcast.
+        """
+        batch = torch.Size(())
+        for name, tensor in self._tensors().items():
+            own = tensor.shape[: -2 if name == "M" else None if name == "total" else -1]
+            if name not in ("M", "total") and tensor.ndim and tensor.shape[-1] not in (1, self.size):
+                raise ValueError(
+                    f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}."
+                )
+            try:
+                batch = torch.broadcast_shapes(batch, own)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} has batch dimensions {tuple(own)}, which do not broadcast with {tuple(batch)}."
+                ) from None
+        return batch
+
+    def standard(self) -> StandardForm:
+        """The problem in the coordinate-first form that the numerics work on, connected to the arguments' gradients."""
+        batch, L = self.batch_shape, self.size
+        dtype = torch.promote_types(self.q.dtype, torch.float32)
+        C = self.feasible
+
+        def over_batch(value: Bound, *trailing: int) -> Tensor:
+            if not isinstance(value, Tensor):
+                value = self.q.new_full((), value, dtype=dtype)
+            elif value.dtype != torch.bool:
+                value = value.to(dtype)
+            return value.expand((*batch, *trailing)).reshape(batch.numel(), *trailing).movedim(0, -1)
+
+        M, q = over_batch(self.M, L, L), over_batch(self.q, L)
+        lower = None if _is_number(C.lower, float("-inf")) else over_batch(C.lower, L)
+        upper = None if _is_number(C.upper, float("inf")) else over_batch(C.upper, L)
+        l1 = None if _is_number(self.l1, 0.0) else over_batch(self.l1, L)
+        exists = None
+        if C.mask is not None:
+            exists = over_batch(C.mask, L)
+            M = M.where(exists.unsqueeze(1) & exists.unsqueeze(0), 0.0)
+            q = q.where(exists, 0.0)
+            lower = over_batch(C.lower, L).where(exists, 0.0)
+            upper = over_batch(C.upper, L).where(exists, 0.0)
+            l1 = None if l1 is None else l1.where(exists, 0.0)
+        sign, linear_l1 = self._sign_on_set(), None
+        if l1 is not None and sign:  # λ|w| = ±λw on all of C
+            q, l1, linear_l1 = q + sign * l1, None, l1
+        return StandardForm(
+            M=M,
+            q=q,
+            lower=lower,
+            upper=upper,
+            l1=l1,
+            linear_l1=linear_l1,
+            total=None if C.total is None else over_batch(C.total),
+            exists=exists,
+            equality=C.equality,
+            symmetric=self.symmetric,
+        )
+
+    def from_standard(self, x: Tensor) -> Tensor:
+        """Brings a coordinate-first ``(L, B)`` or per-item ``(B,)`` result back to ``(*batch, L)`` or ``(*batch,)``."""
+        if x.ndim == 2:
+            return x.movedim(0, -1).reshape((*self.batch_shape, self.size))
+        return x.reshape(self.batch_shape)
+
+    def _sign_on_set(self) -> int:
+        """1 if the set holds no negative weight, -1 if no positive one, 0 if it may hold both."""
+        C = self.feasible
+        if not isinstance(C.lower, Tensor) and C.lower >= 0:
+            return 1
+        return -1 if not isinstance(C.upper, Tensor) and C.upper <= 0 else 0
+
+    def _tensors(self) -> dict[str, Tensor]:
+        C = self.feasible
+        named = {
+            "M": self.M,
+            "q": self.q,
+            "l1": self.l1,
+            "lower": C.lower,
+            "upper": C.upper,
+            "total": C.total,
+            "mask": C.mask,
+        }
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def _check_reach(self, L: int) -> None:
+        C = self.feasible
+        if C.total is None or any(isinstance(value, Tensor) for value in (C.lower, C.upper, C.total)):
+            return  # tensors are checked item by item when the problem is solved
+        least, most, slack = L * C.lower, L * C.upper, 1e-6 * abs(C.total)
+        if C.total < least - slack or (C.equality and C.total > most + slack):
+            raise ValueError(
+                f"total={C.total} is out of reach: {L} weights between lower={C.lower} and upper={C.upper} "
+                f"sum to between {least} and {most}."
+            )
+
+
+def _is_number(value: Bound, number: float) -> bool:
+    return not isinstance(value, Tensor) and value == number
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__}"

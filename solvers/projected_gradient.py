@@ -1,0 +1,89 @@
+"""Projected (proximal) gradient: accelerated where ``M`` is symmetric, extragradient where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from solvers.iterate import State, iterate
+from solvers.prox import prox
+from solvers.sets import FeasibleSet
+from solvers.standard_form import StandardForm
+
+
+@dataclass(frozen=True)
+class ProjectedGradient:
+    """Proximal steps ``w ← prox(v − γ(Mv + q))`` on every set, with ``γ = 1/‖M‖``.
+
+    Symmetric ``M``: Nesterov's momentum with restart whenever it points uphill (Beck and Teboulle 2009; O'Donoghue and
+    Candès 2015). Others: the extragradient method, which takes the slope at a trial point (Korpelevich 1976).
+
+    Attributes:
+        unroll: A fixed number of iterations; ``None`` iterates to the tolerance.
+        accelerate: Whether symmetric items get momentum.
+    """
+
+    gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
+    default_max_iter: ClassVar[int] = 20_000
+    unroll: int | None = None
+    accelerate: bool = True
+
+    @property
+    def to_tolerance(self) -> bool:
+        """A fixed number of iterations promises nothing."""
+        return self.unroll is None
+
+    def check_set(self, feasible: FeasibleSet) -> None:
+        """Takes every set."""
+
+    def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
+        """Weights ``(L, B)`` and the number of iterations ``(B,)``, from the projection of 0."""
+        w = prox(problem, torch.zeros_like(problem.q))
+        age = torch.ones_like(w[0])
+        return iterate(
+            self._step,
+            problem,
+            (w, w, age),
+            steps=self.unroll,
+            tol=tol,
+            max_iter=self.default_max_iter if max_iter is None else max_iter,
+        )
+
+    def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
+        """One step from ``w`` without momentum, differentiable."""
+        gamma = 1 / lipschitz(problem)
+        return prox(problem, w - gamma * problem.operator(w), gamma.expand_as(w))
+
+    def _step(self, problem: StandardForm, state: State) -> State:
+        w, before, age = state
+        gamma = 1 / lipschitz(problem)
+
+        def proximal(v: Tensor) -> Tensor:
+            return prox(problem, w_from - gamma * problem.operator(v), gamma.expand_as(v))
+
+        symmetric = problem.is_symmetric() if problem.symmetric is None else problem.symmetric
+        if symmetric is False:
+            w_from = w
+            return proximal(proximal(w)), w, age
+        next_age = 0.5 * (1 + (1 + 4 * age * age).sqrt())
+        momentum = (age - 1) / next_age if self.accelerate else torch.zeros_like(age)
+        if symmetric is not True:
+            momentum = torch.where(symmetric, momentum, 0.0)
+        w_from = v = w + momentum * (w - before)
+        w_next = proximal(v)
+        if symmetric is not True:
+            w_next = torch.where(symmetric, w_next, proximal(w_next))
+        uphill = ((v - w_next) * (w_next - w)).sum(0) > 0
+        return w_next, w, torch.where(uphill, 1.0, next_age)
+
+
+def lipschitz(problem: StandardForm) -> Tensor:
+    """An upper bound on the spectral norm ``‖M‖``, ``(B,)``: ``min(‖M‖_F, √(‖M‖_1 ‖M‖_∞))``; 1 where ``M = 0``."""
+    magnitude = problem.M.abs()
+    frobenius = (magnitude * magnitude).sum((0, 1)).sqrt()
+    rows_and_columns = (magnitude.sum(0).amax(0) * magnitude.sum(1).amax(0)).sqrt()
+    bound = torch.minimum(frobenius, rows_and_columns)
+    return torch.where(bound > 0, bound, 1.0)

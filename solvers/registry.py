@@ -1,0 +1,107 @@
+"""The solvers by their flags. A new solver is one file and one line here, or one call of `register_solver`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from solvers.baselines import Mean, Softmax
+from solvers.best_response import BestResponse
+from solvers.conic import CvxpyLayers
+from solvers.mirror_descent import MirrorDescent
+from solvers.pivot import Pivot
+from solvers.projected_gradient import ProjectedGradient
+from solvers.scipy_oracle import Scipy
+from solvers.sets import FeasibleSet
+from solvers.standard_form import StandardForm
+
+
+class Solver(Protocol):
+    """What a solver is: an immutable record of options that can be called with a problem.
+
+    It treats the items of a batch independently, never mutates its input, and knows nothing of gradient modes.
+
+    Attributes:
+        gradients: The gradient flags that make sense for it. ``"implicit"``: its answer approximates the solution.
+            ``"unrolled"``: it is made of differentiable operations. ``"one_step"``: it has a differentiable method
+            ``one_step(problem, w)``. ``("own",)``: its answer carries a derivative of its own. ``()``: none.
+    """
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """See the class."""
+        ...
+
+    @property
+    def to_tolerance(self) -> bool:
+        """Whether it claims to meet the tolerance, so that an answer above it is a failure."""
+        ...
+
+    def check_set(self, feasible: FeasibleSet) -> None:
+        """Raises ValueError, naming the sets that it takes, if it cannot take this one."""
+        ...
+
+    def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
+        """Weights ``(L, B)`` and the number of iterations ``(B,)``."""
+        ...
+
+
+class Differentiable(Solver, Protocol):
+    """A solver that takes ``gradient="one_step"``."""
+
+    def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
+        """The next iterate after ``w``, differentiable in the tensors of ``problem``; ``(L, B)``."""
+        ...
+
+
+_SOLVERS: dict[str, Callable[..., Solver]] = {
+    "pivot": Pivot,
+    "cvxpylayers": CvxpyLayers,
+    "best_response": BestResponse,
+    "projected_gradient": ProjectedGradient,
+    "mirror_descent": MirrorDescent,
+    "scipy": Scipy,
+    "softmax": Softmax,
+    "mean": Mean,
+}
+
+
+def available_solvers() -> tuple[str, ...]:
+    """The flags that `solve` takes.
+
+    >>> available_solvers()[:2]
+    ('pivot', 'cvxpylayers')
+    """
+    return tuple(_SOLVERS)
+
+
+def register_solver(name: str, solver: Callable[..., Solver]) -> None:
+    """Makes a solver available under a flag.
+
+    Args:
+        name: The flag.
+        solver: A class, or any callable that takes the options of `solve` as keywords and returns a `Solver`.
+
+    Raises:
+        ValueError: If the flag is taken.
+    """
+    if name in _SOLVERS:
+        raise ValueError(f"A solver named {name!r} is registered already.")
+    _SOLVERS[name] = solver
+
+
+def make_solver(name: str, options: dict[str, object]) -> Solver:
+    """The solver under a flag, with its options.
+
+    Raises:
+        ValueError: If there is no such solver.
+        TypeError: If it does not take one of the options.
+    """
+    if name not in _SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, but got {name!r}.")
+    try:
+        return _SOLVERS[name](**options)
+    except TypeError as error:
+        raise TypeError(f"solver {name!r} does not take these options: {', '.join(options)} ({error}).") from None

@@ -1,0 +1,96 @@
+"""Feasible sets: bounds on each weight and, optionally, on their sum.
+
+Every set of this package is ``{w : lower ≤ w ≤ upper, sum(w) = total or sum(w) ≤ total, w_i = 0 where mask_i is False}``.
+The named sets only fill in these fields, so that solvers, certificates and gradients are written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from torch import Tensor
+
+Bound = Tensor | float
+
+
+@dataclass(frozen=True, eq=False)
+class FeasibleSet:
+    """The set ``C`` of a problem, in its general form.
+
+    Attributes:
+        lower: Lower bounds, a number or a tensor that broadcasts to ``(*batch, L)``; ``-inf`` for none.
+        upper: Upper bounds, likewise; ``inf`` for none.
+        total: What the weights sum to, a number or a tensor that broadcasts to ``(*batch,)``; ``None`` for no sum.
+        equality: Whether ``sum(w) = total`` (True) or ``sum(w) ≤ total`` (False).
+        mask: Boolean ``(*batch, L)``, True where a coordinate exists; the others are held at 0 and their data ignored.
+
+    Bounds and total may require gradients.
+
+    Raises:
+        ValueError: If bounds given as numbers are empty or NaN.
+    """
+
+    lower: Bound = -inf
+    upper: Bound = inf
+    total: Bound | None = None
+    equality: bool = True
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
+            return
+        if not self.lower <= self.upper:
+            raise ValueError(f"lower must be at most upper, but got lower={self.lower} and upper={self.upper}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(lower={self.lower}, upper={self.upper}, total={self.total})"
+
+
+class Simplex(FeasibleSet):
+    """The probability simplex ``{w : w ≥ 0, sum(w) = 1}``."""
+
+    def __init__(self, *, mask: Tensor | None = None) -> None:
+        super().__init__(lower=0.0, total=1.0, mask=mask)
+
+
+class CappedSimplex(FeasibleSet):
+    """The simplex with a cap on every weight, ``{w : 0 ≤ w ≤ cap, sum(w) = 1}``."""
+
+    def __init__(self, cap: Bound, *, mask: Tensor | None = None) -> None:
+        super().__init__(lower=0.0, upper=cap, total=1.0, mask=mask)
+
+
+class Box(FeasibleSet):
+    """Independent bounds, ``{w : lower ≤ w ≤ upper}``; either side may be infinite, entry by entry."""
+
+    def __init__(self, lower: Bound = 0.0, upper: Bound = 1.0, *, mask: Tensor | None = None) -> None:
+        super().__init__(lower=lower, upper=upper, mask=mask)
+
+
+class NonNegative(FeasibleSet):
+    """The non-negative orthant ``{w : w ≥ 0}``."""
+
+    def __init__(self, *, mask: Tensor | None = None) -> None:
+        super().__init__(lower=0.0, mask=mask)
+
+
+class Budget(FeasibleSet):
+    """What can be spent at most, ``{w : w ≥ 0, sum(w) ≤ total}``."""
+
+    def __init__(self, total: Bound = 1.0, *, mask: Tensor | None = None) -> None:
+        super().__init__(lower=0.0, total=total, equality=False, mask=mask)
+
+
+class SumTo(FeasibleSet):
+    """Signed weights with a fixed sum, ``{w : sum(w) = total}``."""
+
+    def __init__(self, total: Bound = 1.0, *, mask: Tensor | None = None) -> None:
+        super().__init__(total=total, mask=mask)
+
+
+class Free(FeasibleSet):
+    """No constraint at all."""
+
+    def __init__(self, *, mask: Tensor | None = None) -> None:
+        super().__init__(mask=mask)

@@ -1,0 +1,130 @@
+"""The problem as the numerics see it: coordinates first, one flat batch last.
+
+A small dense problem is solved by thousands of operations on vectors over the batch. With the batch last these
+vectors are contiguous, so every elementwise operation runs at the speed of memory, for any ``L``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class StandardForm:
+    """Data of a batch of ``B`` problems with ``L`` coordinates.
+
+    Attributes:
+        M: ``(L, L, B)``.
+        q: ``(L, B)``.
+        lower: ``(L, B)``, or ``None`` where no coordinate of any item has a lower bound.
+        upper: ``(L, B)``, or ``None``, likewise.
+        l1: ``(L, B)``, or ``None`` where ``|w_i|`` has no kink inside the set. (There the term is linear, part of ``q``.)
+        linear_l1: ``(L, B)``, the L1 weights that are linear on the set and therefore part of ``q``; kept for the checks.
+        total: ``(B,)``, or ``None`` for no sum.
+        exists: ``(L, B)`` bool, or ``None`` for all. A coordinate that does not exist has both bounds at 0.
+        equality: Whether the sum is ``= total`` or ``≤ total``.
+        symmetric: Whether ``M`` is symmetric; ``None`` if nobody said so.
+    """
+
+    M: Tensor
+    q: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    l1: Tensor | None = None
+    linear_l1: Tensor | None = None
+    total: Tensor | None = None
+    exists: Tensor | None = None
+    equality: bool = True
+    symmetric: bool | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates ``L``."""
+        return self.q.shape[0]
+
+    @property
+    def batch(self) -> int:
+        """Number of problems ``B``."""
+        return self.q.shape[-1]
+
+    def operator(self, w: Tensor) -> Tensor:
+        """``Mw + q``, shape ``(L, B)``."""
+        return (self.M * w).sum(1) + self.q
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of ``M``, shape ``(L, B)``."""
+        return self.M.diagonal(dim1=0, dim2=1).T
+
+    def bounds_and_l1(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``lower``, ``upper`` and ``l1`` in full, ±inf and 0 where there is none; each ``(L, B)``."""
+        inf = torch.full_like(self.q, torch.inf)
+        return (
+            -inf if self.lower is None else self.lower,
+            inf if self.upper is None else self.upper,
+            torch.zeros_like(inf) if self.l1 is None else self.l1,
+        )
+
+    def without_sum(self) -> StandardForm:
+        """The same problem without the sum constraint."""
+        return replace(self, total=None)
+
+    def map_tensors(self, function) -> StandardForm:  # noqa: ANN001
+        """The same problem with ``function`` applied to every tensor."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+
+    def coordinate(self, i: int) -> StandardForm:
+        """The problem of coordinate ``i`` alone, without the sum; its ``q`` still lacks what the others contribute."""
+        alone = self.without_sum().map_tensors(lambda tensor: tensor[i : i + 1])
+        return replace(alone, M=self.M[i : i + 1, i : i + 1])
+
+    def select(self, items: Tensor) -> StandardForm:
+        """The sub-batch with the given indices."""
+        return self.map_tensors(lambda tensor: tensor.index_select(-1, items))
+
+    def detach(self) -> StandardForm:
+        """The same problem without gradients."""
+        return self.map_tensors(torch.Tensor.detach)
+
+    def to(self, dtype: torch.dtype) -> StandardForm:
+        """The same problem in another floating point type."""
+        return self.map_tensors(lambda tensor: tensor if tensor.dtype == torch.bool else tensor.to(dtype))
+
+    def scaled(self, factor: Tensor) -> StandardForm:
+        """``M``, ``q`` and ``l1`` times a positive ``factor`` of shape ``(B,)``: the solutions stay the same."""
+        l1 = None if self.l1 is None else self.l1 * factor
+        return replace(self, M=self.M * factor, q=self.q * factor, l1=l1)
+
+    def with_known_symmetry(self) -> StandardForm:
+        """The same problem with ``symmetric`` set where all items agree."""
+        if self.symmetric is not None:
+            return self
+        symmetric = self.is_symmetric()
+        if bool(symmetric.all()):
+            return replace(self, symmetric=True)
+        return self if bool(symmetric.any()) else replace(self, symmetric=False)
+
+    def is_symmetric(self) -> Tensor:
+        """Which items have a symmetric ``M``, up to rounding; ``(B,)`` bool."""
+        if self.symmetric is not None:
+            return torch.full((self.batch,), self.symmetric, device=self.q.device)
+        rounding = 8 * torch.finfo(self.M.dtype).eps
+        asymmetry = (self.M - self.M.transpose(0, 1)).abs().amax((0, 1))
+        return asymmetry <= rounding * self.M.abs().amax((0, 1))
+
+
+def is_tracing(problem: StandardForm) -> bool:
+    """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
+    if torch.compiler.is_compiling():
+        return True
+    functorch = torch._C._functorch
+    for f in fields(problem):
+        tensor = getattr(problem, f.name)
+        while isinstance(tensor, Tensor) and functorch.is_functorch_wrapped_tensor(tensor):
+            if functorch.is_batchedtensor(tensor):
+                return True
+            tensor = functorch.get_unwrapped(tensor)
+    return False
