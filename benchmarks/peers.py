@@ -211,7 +211,7 @@ OURS = "pivot"
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender(OURS, "solvers.solve, pivot, implicit gradient", "solvers", "pip install maha-opt", _pivot, 10),
+        Contender(OURS, "solvers.solve, pivot, implicit gradient", "solvers", "pip install maha-opt", _pivot, 4),
         Contender("moreau", "Moreau called directly, numpy arrays, active set", "moreau", _BENCH, _moreau, 12),
         Contender(
             "moreau-torch", "Moreau called directly, torch autograd, active set", "moreau", _BENCH, _moreau_torch, 16

@@ -270,7 +270,7 @@ def header(settings: Settings, pinned: str) -> dict[str, Any]:
     from benchmarks.reference import random_problems
 
     return {
-        "settings": {**asdict(settings), "dtype": "float64", "pinned": pinned},
+        "settings": {**asdict(settings), "checked": CHECKED, "dtype": "float64", "pinned": pinned},
         "problem": " ".join((random_problems.__doc__ or "").split()),
         "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
@@ -335,7 +335,7 @@ def finished(cell: dict[str, Any], contenders: list[Contender]) -> bool:
 
 def show(cell: dict[str, Any]) -> None:
     """Prints one cell."""
-    table = Table(title=f"L = {cell['L']}, B = {cell['B']}", title_justify="left", box=box.SIMPLE)
+    table = Table(title=f"L = {cell['L']}, B = {cell['B']}", title_justify="left", box=box.SIMPLE, padding=(0, 0))
     for column in ("contender", "ratio\nto ours", "forward\nms", "backward\nms", "error\nw", "error\ngradient"):
         table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for name, entry in cell["contenders"].items():

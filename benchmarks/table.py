@@ -40,7 +40,7 @@ def introduction(results: dict[str, Any]) -> str:
         f"B simplex programs with L weights each, {settings['dtype']}, {threads} for everyone ({settings['pinned']}), "
         f"{results['machine']['cpu']}, {when}. A ratio is the peer's time over ours, forward plus backward, within one "
         f"round. Medians over at most {settings['repeats']} rounds, quartiles in brackets. Errors are the largest over "
-        "the first items of the batch, against their solution in extended precision. Made by "
+        f"up to {settings['checked']} items of the batch, against their solution in extended precision. Made by "
         f"`python -m benchmarks.solvers` with {packages}."
     )
 

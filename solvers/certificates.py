@@ -12,6 +12,8 @@ They are differentiable torch operations and compute in at least float32.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def natural_residual(problem: AffineVI, weights: Tensor) -> Tensor:
         ValueError: If ``weights`` has another shape than ``(*batch, L)``.
     """
     standard, w = _standard(problem, weights)
-    return problem.from_standard(residual(standard, w))
+    return problem.from_standard(residual_and_tolerance(standard, w, 0.0)[0])
 
 
 def feasibility_violation(problem: AffineVI, weights: Tensor) -> Tensor:
@@ -128,23 +130,21 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
     return problem.from_standard(torch.where(u.isfinite().all(0), gap, inf))
 
 
-def residual(problem: StandardForm, w: Tensor) -> Tensor:
-    """The natural residual in standard form, ``(B,)``."""
-    return (w - prox(problem, w - problem.operator(w))).abs().amax(0)
+def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """The natural residual in standard form, and what it may be for a relative tolerance ``tol``; each ``(B,)``.
 
-
-def residual_tolerance(problem: StandardForm, w: Tensor, tol: float) -> Tensor:
-    """What the natural residual may be for a relative tolerance ``tol``, ``(B,)``.
-
-    ``tol · min(a, b) + 64 ε max(a, b)``, with ``a = ‖w‖_∞``, ``b = ‖|M||w| + |q| + λ‖_∞`` and the machine epsilon ``ε``.
-    The residual is a length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two scales; the
-    second term is what rounding alone puts into the residual.
+    The tolerance is ``tol · min(a, b) + 64 ε max(a, b)``, with ``a = ‖w‖_∞``, ``b = ‖|M||w| + |q| + λ‖_∞`` and the machine
+    epsilon ``ε``. The residual is a length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the
+    two scales; the second term is what rounding alone puts into the residual.
     """
-    forces = (problem.M.abs() * w.abs()).sum(1) + problem.q.abs()
+    products = problem.M * w
+    residual = (w - prox(problem, w - (products.sum(1) + problem.q))).abs().amax(0)
+    forces = torch.linalg.vector_norm(products, 1, 1) + problem.q.abs()
     if problem.l1 is not None:
         forces = forces + problem.l1
     a, b = w.abs().amax(0), forces.amax(0)
-    return tol * torch.minimum(a, b) + 64 * torch.finfo(w.dtype).eps * torch.maximum(a, b)
+    tolerance = tol * torch.minimum(a, b) + 64 * torch.finfo(w.dtype).eps * torch.maximum(a, b)
+    return residual, tolerance
 
 
 def _standard(problem: AffineVI, weights: Tensor) -> tuple[StandardForm, Tensor]:
@@ -161,12 +161,12 @@ def _price(problem: StandardForm, w: Tensor) -> Tensor:
         return torch.zeros_like(w[0])
     x = w - problem.operator(w)
     on = pieces(problem, x)
-    z = torch.where(on.free, x - on.slope, on.held)
+    z = torch.where(on.free, x if on.slope is None else x - on.slope, on.held)
     count = on.free.sum(0)
     price = (z.sum(0) - problem.total) / count.clamp_min(1)
     if problem.upper is not None or problem.l1 is not None:
         price = torch.where(count > 0, price, _price_at_vertex(problem, w, on.held))
-    return torch.where(on.tight, price, 0.0)
+    return torch.where(cast(Tensor, on.tight), price, 0.0)
 
 
 def _price_at_vertex(problem: StandardForm, w: Tensor, held: Tensor) -> Tensor:

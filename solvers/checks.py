@@ -47,6 +47,30 @@ def find_faults(problem: StandardForm, *, monotone: bool = False) -> list[tuple[
     return faults
 
 
+def looks_sound(problem: StandardForm) -> bool:
+    """A quick look at the whole batch: True only if `find_faults` would find nothing."""
+    numbers = problem.M.sum() + problem.q.sum()  # NaN and Inf survive a sum
+    sound = numbers.isfinite()
+    for l1 in (problem.l1, problem.linear_l1):
+        if l1 is not None:
+            sound = sound & l1.sum().isfinite() & (l1 >= 0).all()
+    if problem.exists is not None:
+        sound = sound & problem.exists.any(0).all()
+    if problem.lower is not None and problem.upper is not None:
+        sound = sound & (problem.lower <= problem.upper).all()
+    if problem.lower is not None:
+        sound = sound & (problem.lower < torch.inf).all()
+    if problem.upper is not None:
+        sound = sound & (problem.upper > -torch.inf).all()
+    if problem.total is not None:
+        sound = sound & problem.total.sum().isfinite()
+        if problem.lower is not None:
+            sound = sound & (problem.lower.sum(0) <= problem.total).all()
+        if problem.upper is not None and problem.equality:
+            sound = sound & (problem.upper.sum(0) >= problem.total).all()
+    return bool(sound)
+
+
 def is_monotone(problem: StandardForm) -> Tensor:
     """Which items have ``½(M + Mᵀ)`` positive semidefinite up to rounding, ``(B,)`` bool; not those with NaN or Inf."""
     M = problem.M.movedim(-1, 0)

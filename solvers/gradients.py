@@ -19,7 +19,7 @@ the one that would fall first if it shrank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,49 +54,50 @@ class _Implicit(torch.autograd.Function):
         upper: Tensor | None,
         l1: Tensor | None,
         total: Tensor | None,
-        *on: Tensor,
+        *on: Tensor | None,
     ) -> Tensor:
         del M, q, lower, upper, l1, total, on
         return w.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, M, _, lower, upper, l1, total, free, tight, at_lower, at_upper = inputs
-        ctx.has = [tensor is not None for tensor in (lower, upper, l1, total)]
+        _, M, *_, free, tight, at_lower, at_upper = inputs
         ctx.save_for_backward(output, M, free, tight, at_lower, at_upper)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = cotangents
         w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
-        has_lower, has_upper, has_l1, has_total = ctx.has
         w = torch.where(w.isnan(), 0.0, w)
-        y, price = solve_pieces(M.transpose(0, 1), free, tight if has_total else None, g, 0.0)
+        y, price = solve_pieces(M.transpose(0, 1), free, tight, g, 0.0)
         dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
         d_lower = d_upper = None
-        if has_lower or has_upper:
+        if any(ctx.needs_input_grad[3:5]):
             moved = g - (M * y.unsqueeze(1)).sum(0)
             if price is not None:
                 moved = moved - price
-            d_lower = torch.where(at_lower, moved, 0.0) if has_lower else None
-            d_upper = torch.where(at_upper, moved, 0.0) if has_upper else None
-        d_l1 = -y * w.sign() if has_l1 else None
+            d_lower = None if at_lower is None else torch.where(at_lower, moved, 0.0)
+            d_upper = None if at_upper is None else torch.where(at_upper, moved, 0.0)
+        d_l1 = -y * w.sign() if ctx.needs_input_grad[5] else None
         return None, dM, -y, d_lower, d_upper, d_l1, price, None, None, None, None
 
 
 def _pieces_at_solution(problem: StandardForm, w: Tensor) -> Pieces:
     """The pieces of a solution, with ties counted as held and at least one free coordinate where the sum is tight."""
-    eps = torch.finfo(w.dtype).eps
-    step = problem.diagonal().clamp_min(eps).reciprocal()
+    mean = problem.diagonal().abs().mean(0)
+    step = torch.where(mean > 0, mean, 1.0).reciprocal()
     x = w - step * problem.operator(w)
-    slack = eps**0.75 * (w.abs().amax(0) + x.abs().amax(0))
+    slack = torch.finfo(w.dtype).eps ** 0.75 * (w.abs() + x.abs()).amax(0)
     on = pieces(problem, x, step, slack)
     known = w.isfinite().all(0)
     free = on.free & known
+    at_lower, at_upper = on.at_lower, on.at_upper
     if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
-        stuck = on.tight & known & ~free.any(0)
+        stuck = cast(Tensor, on.tight) & known & ~free.any(0)
         rises, falls = leaving_prices(problem, w, on.held)
         can_rise = rises.isfinite().any(0)
         first = torch.where(can_rise, rises.argmax(0), falls.argmin(0))
         free = free | (stuck & (torch.arange(problem.size, device=w.device).unsqueeze(-1) == first))
-    return on._replace(free=free, at_lower=on.at_lower & known & ~free, at_upper=on.at_upper & known & ~free)
+        at_lower = None if at_lower is None else at_lower & ~free
+        at_upper = None if at_upper is None else at_upper & ~free
+    return on._replace(free=free, at_lower=at_lower, at_upper=at_upper)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from solvers.certificates import residual, residual_tolerance
+from solvers.certificates import residual_and_tolerance
 from solvers.standard_form import StandardForm, is_tracing
 
 State = tuple[Tensor, ...]
@@ -33,7 +33,7 @@ def iterate(
         problem: The problem.
         state: Where to start.
         steps: A fixed number of iterations, or ``None`` for as many as the tolerance asks.
-        tol: Relative tolerance of the natural residual (see `residual_tolerance`).
+        tol: Relative tolerance of the natural residual (see `residual_and_tolerance`).
         max_iter: Bound on the number of iterations.
 
     Returns:
@@ -56,9 +56,8 @@ def iterate(
         if k % CHECK_EVERY and k < max_iter:
             continue
         with torch.no_grad():
-            w = state[0]
-            done = residual(problem, w) <= residual_tolerance(problem, w, tol)
-            leaving = done | (k == max_iter)
+            residual, tolerance = residual_and_tolerance(problem, state[0], tol)
+            leaving = (residual <= tolerance) | (k == max_iter)
             gone, rest = leaving.nonzero()[:, 0], (~leaving).nonzero()[:, 0]
         if gone.numel():
             finished.append(active[gone])

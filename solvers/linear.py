@@ -36,7 +36,7 @@ def _eliminate(A: Tensor, b: Tensor) -> Tensor:
 
 
 def solve_pieces(
-    M: Tensor, free: Tensor, tight: Tensor | None, rhs: Tensor, total: Tensor | float, *, pivoting: bool = False
+    M: Tensor, free: Tensor, tight: Tensor | None, rhs: Tensor, total: Tensor | float | None, *, pivoting: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
 
@@ -45,7 +45,7 @@ def solve_pieces(
         free: ``(L, B)`` bool, the coordinates ``F``.
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; ``None`` for nowhere.
         rhs: ``(L, B)``.
-        total: ``(B,)`` or a number.
+        total: ``(B,)`` or a number; ignored where nothing is tight.
         pivoting: As in `solve_linear`.
 
     Returns:
@@ -59,6 +59,6 @@ def solve_pieces(
     X = solve_linear(A, torch.stack((rhs, free.to(M.dtype)), 1), pivoting=pivoting)
     x, per_price = X[:, 0], X[:, 1]
     sum_per_price = per_price.sum(0)
-    priced = tight & (sum_per_price != 0)
+    priced = tight & (sum_per_price != 0)  # without a free coordinate there is nothing to price
     price = torch.where(priced, (x.sum(0) - total) / torch.where(priced, sum_per_price, 1.0), 0.0)
     return x - price * per_price, price

@@ -7,7 +7,7 @@ are plain calls. They see no gradients: those are attached afterwards.
 
 from __future__ import annotations
 
-import json
+import ast
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, Optional
@@ -15,8 +15,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from solvers.certificates import residual, residual_tolerance
-from solvers.checks import find_faults, report
+from solvers.certificates import residual_and_tolerance
+from solvers.checks import find_faults, looks_sound, report
 from solvers.registry import make_solver
 from solvers.standard_form import StandardForm, is_tracing
 
@@ -39,7 +39,7 @@ def run(
     problem: StandardForm, solver: str, options: dict[str, object], tol: float, max_iter: int | None
 ) -> tuple[Tensor, Tensor]:
     """Weights ``(L, B)`` and iterations ``(B,)`` of a solver, without gradients."""
-    return _call(_run, problem, solver, json.dumps(options), tol, max_iter)
+    return _call(_run, problem, solver, repr(options), tol, max_iter)
 
 
 def certify(
@@ -82,6 +82,8 @@ def _inspect(
     check_monotone: bool,
 ) -> Tensor:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
+    if not check_monotone and looks_sound(problem):
+        return torch.ones_like(q[0], dtype=torch.bool)
     faults = find_faults(problem, monotone=check_monotone)
     bad = torch.stack([items for _, items in faults]).any(0)
     if bool(bad.any()):
@@ -108,7 +110,7 @@ def _run(
     max_iter: Optional[int],
 ) -> tuple[Tensor, Tensor]:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
-    method = make_solver(solver, json.loads(options))
+    method = make_solver(solver, ast.literal_eval(options))
     if problem.batch == 0:
         return torch.zeros_like(q), torch.zeros(0, dtype=torch.long, device=q.device)
     with torch.no_grad():
@@ -136,8 +138,7 @@ def _certify(
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
     found, allowed = torch.empty_like(q[0]), torch.empty_like(q[0])
     for items, chunk in _chunks(problem):
-        found[items] = residual(chunk, w[:, items])
-        allowed[items] = residual_tolerance(chunk, w[:, items], tol)
+        found[items], allowed[items] = residual_and_tolerance(chunk, w[:, items], tol)
     failed = ~(found <= allowed)
     if on_failure != "ignore" and bool(failed.any()):
         message = f"not solved to tol={tol:g}, residual up to {float(found[failed].max()):.1e}"

@@ -3,10 +3,10 @@ r"""The exact solver: block principal pivoting, safeguarded by path following.
 One block pivot guesses the linear piece of every coordinate, solves the linear system that the pieces imply, and reads
 the next guess off the natural map of its solution,
 
-    pieces → w (a linear solve) → x = w − D⁻¹(Mw + q), D = diag(M) → pieces of prox(x),
+    pieces → w (a linear solve) → x = w − (Mw + q) → pieces of prox(x),
 
-which is a semismooth Newton step on ``w = prox(w − D⁻¹(Mw + q))``. Two or three steps solve most problems; an item leaves
-the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
+which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. The first guess takes ``diag(M)`` for ``M``. Two or three
+steps solve most problems; an item leaves the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
 rounding allows, is followed along a path that ends in the solution (`solvers.homotopy`), in float64.
 """
 
@@ -18,11 +18,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from solvers.certificates import residual_and_tolerance
 from solvers.homotopy import follow_path
 from solvers.linear import solve_pieces
-from solvers.prox import clamp, pieces, prox, prox_on
+from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+
+
+PROXIMAL_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,12 @@ class Pivot:
         del tol  # exact: as accurate as rounding allows
         max_pivots = 50 * (problem.size + 1) if max_iter is None else max_iter
         problem = _normalised(problem)
-        w, iterations, price, solved = _block_pivot(problem, min(self.block_pivots, max_pivots))
-        if bool(solved.all()):
-            return w, iterations
-        left = (~solved).nonzero()[:, 0]
-        hard = problem.select(left).to(torch.float64)
-        found, pivots = _safeguarded(hard, w[:, left].double(), price[left].double(), max_pivots)
-        w[:, left] = clamp(problem.select(left), found.to(w.dtype))
-        iterations[left] += pivots
+        w, iterations, left, price = _block_pivot(problem, min(self.block_pivots, max_pivots))
+        if left.numel():
+            hard = problem.select(left)
+            found, pivots = _safeguarded(hard.to(torch.float64), w[:, left].double(), price.double(), max_pivots)
+            w[:, left] = clamp(hard, found.to(w.dtype))
+            iterations[left] += pivots
         return w, iterations
 
 
@@ -74,44 +76,95 @@ def _jacobi_step(problem: StandardForm) -> Tensor:
 
 
 def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Newton steps on the whole batch: weights, number of steps, prices of the sum, and which items are solved."""
-    B, device = problem.batch, problem.q.device
-    final_w, final_price = torch.zeros_like(problem.q), torch.zeros_like(problem.q[0])
-    iterations = torch.zeros(B, dtype=torch.long, device=device)
-    solved = torch.zeros(B, dtype=torch.bool, device=device)
+    """Newton steps on the whole batch: weights, number of steps, the items left unsolved and their prices of the sum."""
+    everyone = problem
+    active = torch.arange(problem.batch, device=problem.q.device)
+    final, iterations = problem.q, torch.ones_like(active)
     rounding = 32 * problem.size * torch.finfo(problem.q.dtype).eps
+    held_at_zero = problem.upper is None and (problem.lower is None or not bool(problem.lower.any()))
 
-    active = torch.arange(B, device=device)
     step = _jacobi_step(problem)
     on = pieces(problem, -step * problem.q, step)
     for k in range(max_pivots):
-        held = torch.where(on.free, 0.0, on.held)
-        total = 0.0 if problem.total is None else problem.total - held.sum(0)
-        tight = None if problem.total is None else on.tight
-        moving, price = solve_pieces(problem.M, on.free, tight, -problem.operator(held) - on.slope, total)
-        w = held + moving
-        x = w - step * problem.operator(w)
-        on = pieces(problem, x, step)
-        residual = (w - prox_on(problem, on, x, step)).abs().amax(0)
-        done = residual <= rounding * (w.abs().amax(0) + x.abs().amax(0))  # False for NaN
-        if k == 0 and bool(done.all()):
-            return clamp(problem, w), iterations + 1, final_price, done
-        final_w[:, active], iterations[active] = w, k + 1
-        if price is not None:
-            final_price[active] = price
-        solved[active] = done
-        rest = (~done).nonzero()[:, 0]
-        if rest.numel() == 0:
-            break
+        w, x, price = _newton_step(problem, on, held_at_zero)
+        residual = _step_residual(problem, on, w, x, price)
+        solved = residual <= rounding * (w.abs() + x.abs()).amax(0)  # False for NaN
+        if k == 0:
+            final = w
+        else:
+            final[:, active], iterations[active] = w, k + 1
+        rest = (~solved).nonzero()[:, 0]
         if rest.numel() < active.numel():
-            active, problem, step = active[rest], problem.select(rest), step[:, rest]
-            on = type(on)(*(field.index_select(-1, rest) for field in on))
-    return final_w, iterations, final_price, solved
+            active, problem = active[rest], problem.select(rest)
+            x, price = x[:, rest], price[rest]
+        if active.numel() == 0:
+            break
+        on = pieces(problem, x)
+    return clamp(everyone, final), iterations, active, price
+
+
+def _newton_step(problem: StandardForm, on: Pieces, held_at_zero: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)`` and the price of the sum."""
+    force = problem.q if held_at_zero else problem.operator(on.held)
+    force = force if on.slope is None else force + on.slope
+    missing = problem.total
+    if missing is not None and not held_at_zero:
+        missing = missing - on.held.sum(0)
+    w, price = solve_pieces(problem.M, on.free, on.tight, -force, missing)
+    w = w if held_at_zero else on.held + w
+    x = w - problem.operator(w)
+    return w, x, torch.zeros_like(x[0]) if price is None else price
+
+
+def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, price: Tensor) -> Tensor:
+    """``‖w − prox(x)‖_∞``, ``(B,)``; where the price is known, without looking for it again."""
+    if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
+        return (w - prox(problem, x)).abs().amax(0)  # a vertex has no price of its own
+    residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
+    if problem.total is not None and not problem.equality and on.tight is not None:
+        residual = torch.maximum(residual, torch.where(on.tight, -price, w.sum(0) - problem.total))
+    return residual
 
 
 def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
     """Path following, and the proximal point method around it where ``M`` turns out to be singular."""
     step = _jacobi_step(problem)
     guess = torch.where(guess.isfinite().all(0), guess, prox(problem, -step * problem.q, step))
-    w, pivots = follow_path(problem, guess, price.nan_to_num(0.0, 0.0, 0.0), max_pivots)
+    price = price.nan_to_num(0.0, 0.0, 0.0)
+    w, pivots = follow_path(problem, guess, price, max_pivots)
+    unsolved = ~_is_solved(problem, w)
+    if bool(unsolved.any()):
+        left = unsolved.nonzero()[:, 0]
+        sub = problem.select(left)
+        w[:, left], more = _proximal_point(sub, guess[:, left], w[:, left], price[left], max_pivots)
+        pivots[left] += more
     return w, pivots
+
+
+def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
+    """Whether the residual is what rounding leaves, ``(B,)`` bool."""
+    residual, tolerance = residual_and_tolerance(problem, w, 1e-12)
+    return residual <= tolerance
+
+
+def _proximal_point(
+    problem: StandardForm, start: Tensor, fallback: Tensor, price: Tensor, max_pivots: int
+) -> tuple[Tensor, Tensor]:
+    """``w ← solution with (M + ρI, q − ρw)``, which converges to a solution of a monotone problem if there is one.
+
+    Returns, item by item, the last iterate or ``fallback``, whichever has the smaller residual.
+    """
+    scale = problem.M.abs().amax((0, 1)) + 1e-3 * problem.q.abs().amax(0)
+    ridge = 1e-3 * torch.where(scale > 0, scale, 1.0)
+    eye = torch.eye(problem.size, dtype=ridge.dtype, device=ridge.device).unsqueeze(-1)
+    w, pivots = prox(problem, start), torch.zeros_like(price, dtype=torch.long)
+    for _ in range(PROXIMAL_STEPS):
+        regular = replace(problem, M=problem.M + ridge * eye, q=problem.q - ridge * w)
+        w, more = follow_path(regular, w, price, max_pivots)
+        pivots += more
+        if bool(_is_solved(problem, w).all()):
+            break
+    found, _ = residual_and_tolerance(problem, w, 0.0)
+    before, _ = residual_and_tolerance(problem, fallback, 0.0)
+    better = found < before.nan_to_num(torch.inf)
+    return torch.where(better, w, fallback), pivots

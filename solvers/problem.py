@@ -29,6 +29,7 @@ class AffineVI:
         l1: Weights ``λ ≥ 0`` of the L1 term, a number or a tensor that broadcasts to ``(*batch, L)``.
         symmetric: Whether ``M`` is symmetric. ``None`` asks each item of the batch; say it where you know it and want
             an unrolled solver under ``torch.compile`` or ``torch.func.vmap``.
+        batch_shape: The batch dimensions that all arguments broadcast to (not an argument).
 
     Batch dimensions of all arguments broadcast; there may be none, and a batch may be empty. float32 and float64 are
     computed as they are, float16 and bfloat16 in float32.
@@ -43,6 +44,7 @@ class AffineVI:
     feasible: FeasibleSet = field(default_factory=Simplex)
     l1: Bound = 0.0
     symmetric: bool | None = None
+    batch_shape: torch.Size = field(init=False)
 
     def __post_init__(self) -> None:
         for name, tensor in (("M", self.M), ("q", self.q)):
@@ -69,34 +71,12 @@ class AffineVI:
         if isinstance(self.l1, (int, float)) and not 0 <= self.l1 < float("inf"):
             raise ValueError(f"l1 must be non-negative and finite, but got {self.l1}.")
         self._check_reach(L)
-        _ = self.batch_shape
+        object.__setattr__(self, "batch_shape", self._broadcast_batch())
 
     @property
     def size(self) -> int:
         """Number of coordinates ``L``."""
         return self.q.shape[-1]
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """The batch dimensions that all arguments broadcast to.
-
-        Raises:
-            ValueError: If an argument does not broadcast.
-        """
-        batch = torch.Size(())
-        for name, tensor in self._tensors().items():
-            own = tensor.shape[: -2 if name == "M" else None if name == "total" else -1]
-            if name not in ("M", "total") and tensor.ndim and tensor.shape[-1] not in (1, self.size):
-                raise ValueError(
-                    f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}."
-                )
-            try:
-                batch = torch.broadcast_shapes(batch, own)
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} has batch dimensions {tuple(own)}, which do not broadcast with {tuple(batch)}."
-                ) from None
-        return batch
 
     def standard(self) -> StandardForm:
         """The problem in the coordinate-first form that the numerics work on, connected to the arguments' gradients."""
@@ -106,10 +86,9 @@ class AffineVI:
 
         def over_batch(value: Bound, *trailing: int) -> Tensor:
             if not isinstance(value, Tensor):
-                value = self.q.new_full((), value, dtype=dtype)
-            elif value.dtype != torch.bool:
-                value = value.to(dtype)
-            return value.expand((*batch, *trailing)).reshape(batch.numel(), *trailing).movedim(0, -1)
+                return self.q.new_full((*trailing, batch.numel()), value, dtype=dtype)
+            value = value if value.dtype == torch.bool else value.to(dtype)
+            return value.expand((*batch, *trailing)).reshape(batch.numel(), *trailing).movedim(0, -1).contiguous()
 
         M, q = over_batch(self.M, L, L), over_batch(self.q, L)
         lower = None if _is_number(C.lower, float("-inf")) else over_batch(C.lower, L)
@@ -144,6 +123,20 @@ class AffineVI:
         if x.ndim == 2:
             return x.movedim(0, -1).reshape((*self.batch_shape, self.size))
         return x.reshape(self.batch_shape)
+
+    def _broadcast_batch(self) -> torch.Size:
+        batch = torch.Size(())
+        for name, tensor in self._tensors().items():
+            own = tensor.shape[: -2 if name == "M" else None if name == "total" else -1]
+            if name not in ("M", "total") and tensor.ndim and tensor.shape[-1] not in (1, self.size):
+                raise ValueError(f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}.")
+            try:
+                batch = own if own == batch else torch.broadcast_shapes(batch, own)
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} has batch dimensions {tuple(own)}, which do not broadcast with {tuple(batch)}."
+                ) from None
+        return batch
 
     def _sign_on_set(self) -> int:
         """1 if the set holds no negative weight, -1 if no positive one, 0 if it may hold both."""

@@ -160,7 +160,7 @@ def test_table_shows_ratios_and_says_what_is_missing():
         "proxsuite": slow,
     }
     results = {
-        "settings": {"dtype": "float64", "threads": 1, "pinned": "pinned to 1 of 2 cores", "repeats": 3},
+        "settings": {"dtype": "float64", "threads": 1, "pinned": "pinned to 1 of 2 cores", "repeats": 3, "checked": 9},
         "machine": {"cpu": "a processor"},
         "versions": {"torch": "2", "qpth": None},
         "contenders": {name: contender.description for name, contender in CONTENDERS.items()},
