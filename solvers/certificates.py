@@ -12,8 +12,6 @@ They are differentiable torch operations and compute in at least float32.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -139,7 +137,7 @@ def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tupl
     """
     products = problem.M * w
     residual = (w - prox(problem, w - (products.sum(1) + problem.q))).abs().amax(0)
-    forces = torch.linalg.vector_norm(products, 1, 1) + problem.q.abs()
+    forces = products.abs().sum(1) + problem.q.abs()
     if problem.l1 is not None:
         forces = forces + problem.l1
     a, b = w.abs().amax(0), forces.amax(0)
@@ -161,15 +159,16 @@ def _price(problem: StandardForm, w: Tensor) -> Tensor:
         return torch.zeros_like(w[0])
     x = w - problem.operator(w)
     on = pieces(problem, x)
-    z = torch.where(on.free, x if on.slope is None else x - on.slope, on.held)
+    z = x if on.slope is None else x - on.slope
+    z = torch.where(on.free, z, 0.0 if on.held is None else on.held)
     count = on.free.sum(0)
     price = (z.sum(0) - problem.total) / count.clamp_min(1)
     if problem.upper is not None or problem.l1 is not None:
         price = torch.where(count > 0, price, _price_at_vertex(problem, w, on.held))
-    return torch.where(cast(Tensor, on.tight), price, 0.0)
+    return price if on.tight is None else price * on.tight
 
 
-def _price_at_vertex(problem: StandardForm, w: Tensor, held: Tensor) -> Tensor:
+def _price_at_vertex(problem: StandardForm, w: Tensor, held: Tensor | None) -> Tensor:
     """A price at which no coordinate wants to leave ``held``: the middle of the interval of such prices."""
     rises, falls = leaving_prices(problem, w, held)
     low, high = rises.amax(0), falls.amin(0)

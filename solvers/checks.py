@@ -47,27 +47,29 @@ def find_faults(problem: StandardForm, *, monotone: bool = False) -> list[tuple[
     return faults
 
 
-def looks_sound(problem: StandardForm) -> bool:
-    """A quick look at the whole batch: True only if `find_faults` would find nothing."""
-    numbers = problem.M.sum() + problem.q.sum()  # NaN and Inf survive a sum
-    sound = numbers.isfinite()
+def looks_sound(problem: StandardForm, fixed_set: bool) -> bool:
+    """A quick look at the whole batch: True only if `find_faults` would find nothing.
+
+    Args:
+        problem: The problem.
+        fixed_set: Whether the set is known to be sound.
+    """
+    if not math.isfinite(float(problem.M.sum() + problem.q.sum())):  # NaN and Inf survive a sum
+        return False
+    sound = torch.ones((), dtype=torch.bool, device=problem.q.device)
     for l1 in (problem.l1, problem.linear_l1):
         if l1 is not None:
             sound = sound & l1.sum().isfinite() & (l1 >= 0).all()
+    if fixed_set:
+        return bool(sound)
+    lower, upper, _ = problem.bounds_and_l1()
+    sound = sound & ((lower <= upper) & (lower < torch.inf) & (upper > -torch.inf)).all()
     if problem.exists is not None:
         sound = sound & problem.exists.any(0).all()
-    if problem.lower is not None and problem.upper is not None:
-        sound = sound & (problem.lower <= problem.upper).all()
-    if problem.lower is not None:
-        sound = sound & (problem.lower < torch.inf).all()
-    if problem.upper is not None:
-        sound = sound & (problem.upper > -torch.inf).all()
     if problem.total is not None:
-        sound = sound & problem.total.sum().isfinite()
-        if problem.lower is not None:
-            sound = sound & (problem.lower.sum(0) <= problem.total).all()
-        if problem.upper is not None and problem.equality:
-            sound = sound & (problem.upper.sum(0) >= problem.total).all()
+        total = problem.total
+        reached = (lower.sum(0) <= total) & ((upper.sum(0) >= total) if problem.equality else True)
+        sound = sound & total.sum().isfinite() & reached.all()
     return bool(sound)
 
 

@@ -153,10 +153,8 @@ def _solve_group(problem: StandardForm, program: _Program, args: dict[str, Any])
     data = {"S": _factor(M), "M": M, "q": q}
     if there.l1 is not None:
         data["l1"] = there.l1.T
-    if there.lower is not None:
-        data["lower"] = there.lower[list(program.bounded_below)].T
-    if there.upper is not None:
-        data["upper"] = there.upper[list(program.bounded_above)].T
+    lower, upper, _ = there.bounds_and_l1()
+    data["lower"], data["upper"] = lower[list(program.bounded_below)].T, upper[list(program.bounded_above)].T
     if there.total is not None:
         data["total"] = there.total.unsqueeze(-1)
     import diffcp

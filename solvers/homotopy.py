@@ -188,12 +188,11 @@ def _polish(problem: StandardForm, stairs: Tensor, state: Tensor, q: Tensor | No
     held, slope = torch.where(free, 0.0, value), torch.where(free, value, 0.0)
     with_sum = problem.total is not None and q is None
     q = problem.q if q is None else q
-    tight = torch.ones_like(problem.q[0], dtype=torch.bool) if with_sum else None
     w, price = held, torch.zeros_like(problem.q[0])
     for _ in range(2):
         rest = -((problem.M * w).sum(1) + q + slope + price)
-        missing = problem.total - w.sum(0) if problem.total is not None else 0.0
-        dw, dprice = solve_pieces(problem.M, free, tight, rest, missing, pivoting=True)
+        missing = problem.total - w.sum(0) if with_sum else None
+        dw, dprice = solve_pieces(problem.M, free, rest, missing, pivoting=True)
         w = w + dw
         if dprice is not None:
             price = price + dprice

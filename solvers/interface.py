@@ -105,7 +105,7 @@ def solve(
     standard = problem.standard()
     tol = DEFAULT_TOLERANCE[standard.q.dtype] if tol is None else tol
     batch_shape = list(problem.batch_shape)
-    good = inspect(standard, batch_shape, on_failure, check_monotone)
+    good = inspect(standard, problem.feasible.is_fixed, batch_shape, on_failure, check_monotone)
     healthy = _replace_faulty(standard, good)
     if gradient == "unrolled" or "own" in method.gradients:
         if is_tracing(standard) and method.to_tolerance:

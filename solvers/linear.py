@@ -22,43 +22,52 @@ def solve_linear(A: Tensor, b: Tensor, *, pivoting: bool = False) -> Tensor:
     L, B = A.shape[0], A.shape[-1]
     if not pivoting and L <= ELIMINATE_UP_TO_SIZE and B >= ELIMINATE_FROM_BATCH:
         return _eliminate(A, b)
-    return torch.linalg.solve_ex(A.movedim(-1, 0), b.movedim(-1, 0)).result.movedim(0, -1)
+    return torch.linalg.solve_ex(A.movedim(-1, 0), b.movedim(-1, 0)).result.movedim(0, -1).contiguous()
 
 
 def _eliminate(A: Tensor, b: Tensor) -> Tensor:
-    """Gauss-Jordan elimination: after step k, column k is the k-th unit vector and is dropped."""
+    """Gauss-Jordan elimination of ``[A | b]``: step k turns column k into the k-th unit vector, which is dropped."""
     T = torch.cat((A, b), 1)
-    unit = torch.eye(A.shape[0], dtype=A.dtype, device=A.device).unsqueeze(-1)
-    for k in range(A.shape[0]):
-        row = T[k, 1:] / T[k, 0]
-        T = torch.addcmul(T[:, 1:], (T[:, 0] - unit[k]).unsqueeze(1), row.unsqueeze(0), value=-1)
+    for k, unit in enumerate(_identity(A.shape[0], A).unsqueeze(-1).unbind(0)):
+        column, rest = T[:, :1], T[:, 1:]
+        T = torch.addcmul(rest, column - unit, rest[k] / column[k], value=-1)
     return T
 
 
+def _identity(size: int, like: Tensor) -> Tensor:
+    return torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1)
+
+
 def solve_pieces(
-    M: Tensor, free: Tensor, tight: Tensor | None, rhs: Tensor, total: Tensor | float | None, *, pivoting: bool = False
+    M: Tensor,
+    free: Tensor,
+    rhs: Tensor,
+    total: Tensor | float | None,
+    tight: Tensor | None = None,
+    *,
+    pivoting: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
 
     Args:
         M: ``(L, L, B)``.
         free: ``(L, B)`` bool, the coordinates ``F``.
-        tight: ``(B,)`` bool, where ``ν`` and the second equation exist; ``None`` for nowhere.
         rhs: ``(L, B)``.
-        total: ``(B,)`` or a number; ignored where nothing is tight.
+        total: ``(B,)`` or a number, or ``None`` for a problem without a sum: without ``ν`` and the second equation.
+        tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
         pivoting: As in `solve_linear`.
 
     Returns:
         ``x`` of shape ``(L, B)`` and ``ν`` of shape ``(B,)``, or ``None`` for a problem without a sum.
     """
-    eye = torch.eye(M.shape[0], dtype=M.dtype, device=M.device).unsqueeze(-1)
+    eye = _identity(M.shape[0], M)
     A = torch.where(free.unsqueeze(1) & free.unsqueeze(0), M, eye)
-    rhs = torch.where(free, rhs, 0.0)
-    if tight is None:
-        return solve_linear(A, rhs.unsqueeze(1), pivoting=pivoting).squeeze(1), None
-    X = solve_linear(A, torch.stack((rhs, free.to(M.dtype)), 1), pivoting=pivoting)
-    x, per_price = X[:, 0], X[:, 1]
+    inside = free.to(M.dtype)
+    if total is None:
+        return solve_linear(A, (rhs * inside).unsqueeze(1), pivoting=pivoting).squeeze(1), None
+    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), pivoting=pivoting).unbind(1)
     sum_per_price = per_price.sum(0)
-    priced = tight & (sum_per_price != 0)  # without a free coordinate there is nothing to price
-    price = torch.where(priced, (x.sum(0) - total) / torch.where(priced, sum_per_price, 1.0), 0.0)
+    sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
+    price = (x.sum(0) - total) / sum_per_price
+    price = price if tight is None else price * tight
     return x - price * per_price, price

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any, Optional
 
 import torch
@@ -18,21 +17,23 @@ from torch import Tensor
 from solvers.certificates import residual_and_tolerance
 from solvers.checks import find_faults, looks_sound, report
 from solvers.registry import make_solver
-from solvers.standard_form import StandardForm, is_tracing
+from solvers.standard_form import TENSORS, StandardForm, is_tracing
 
 CHUNK_BYTES = 2**21
 """Size of ``M`` in a piece of the batch that is worked on at once on a CPU: about a core's second-level cache."""
-
-DATA = tuple(f.name for f in fields(StandardForm) if f.name not in ("equality", "symmetric"))
-
 
 class ConvergenceError(RuntimeError):
     """An answer did not reach its tolerance, and the caller asked to be stopped by that."""
 
 
-def inspect(problem: StandardForm, batch_shape: list[int], on_failure: str, check_monotone: bool) -> Tensor:
-    """Which items have sound data, ``(B,)`` bool; raises or warns about the others."""
-    return _call(_inspect, problem, batch_shape, on_failure, check_monotone)
+def inspect(
+    problem: StandardForm, fixed_set: bool, batch_shape: list[int], on_failure: str, check_monotone: bool
+) -> Tensor:
+    """Which items have sound data, ``(B,)`` bool; raises or warns about the others.
+
+    ``fixed_set`` says that the set is known to be sound.
+    """
+    return _call(_inspect, problem, fixed_set, batch_shape, on_failure, check_monotone)
 
 
 def run(
@@ -50,19 +51,27 @@ def certify(
 
 
 def _call(operator: Any, problem: StandardForm, *arguments: object) -> Any:
-    data = [None if tensor is None else tensor.detach() for tensor in (getattr(problem, name) for name in DATA)]
+    data = [getattr(problem, name) for name in TENSORS]
+    data = [tensor.detach() if isinstance(tensor, Tensor) and tensor.requires_grad else tensor for tensor in data]
     function = operator if is_tracing(problem) else operator._init_fn
-    return function(*data, problem.equality, problem.symmetric, *arguments)
+    return function(*data, problem.nonnegative, problem.equality, problem.symmetric, *arguments)
 
 
 def _chunks(problem: StandardForm) -> Iterator[tuple[slice, StandardForm]]:
-    """The problem in contiguous pieces that fit the cache; in one piece where there is no cache to fit."""
+    """The problem in contiguous pieces that fit the cache, or in one piece where it fits or there is no such cache."""
     B = problem.batch
     item = problem.size**2 * problem.q.element_size()
-    size = max(B, 1) if problem.q.device.type != "cpu" else max(CHUNK_BYTES // item, 1)
-    for start in range(0, max(B, 1), size):
+    size = max(CHUNK_BYTES // item, 1) if problem.q.device.type == "cpu" else B
+    if B <= size:
+        yield slice(None), problem
+        return
+    for start in range(0, B, size):
         items = slice(start, start + size)
         yield items, problem.map_tensors(lambda tensor, items=items: tensor[..., items].contiguous())
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 @torch.library.custom_op("maha_solvers::inspect", mutates_args=())
@@ -75,14 +84,16 @@ def _inspect(
     linear_l1: Optional[Tensor],
     total: Optional[Tensor],
     exists: Optional[Tensor],
+    nonnegative: bool,
     equality: bool,
     symmetric: Optional[bool],
+    fixed_set: bool,
     batch_shape: list[int],
     on_failure: str,
     check_monotone: bool,
 ) -> Tensor:
-    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
-    if not check_monotone and looks_sound(problem):
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
+    if not check_monotone and looks_sound(problem, fixed_set):
         return torch.ones_like(q[0], dtype=torch.bool)
     faults = find_faults(problem, monotone=check_monotone)
     bad = torch.stack([items for _, items in faults]).any(0)
@@ -102,6 +113,7 @@ def _run(
     linear_l1: Optional[Tensor],
     total: Optional[Tensor],
     exists: Optional[Tensor],
+    nonnegative: bool,
     equality: bool,
     symmetric: Optional[bool],
     solver: str,
@@ -109,13 +121,14 @@ def _run(
     tol: float,
     max_iter: Optional[int],
 ) -> tuple[Tensor, Tensor]:
-    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
     method = make_solver(solver, ast.literal_eval(options))
     if problem.batch == 0:
         return torch.zeros_like(q), torch.zeros(0, dtype=torch.long, device=q.device)
     with torch.no_grad():
         parts = [method(chunk, tol, max_iter) for _, chunk in _chunks(problem)]
-    return torch.cat([w for w, _ in parts], 1).clone(), torch.cat([count for _, count in parts])
+    w, iterations = (_joined(column) for column in zip(*parts, strict=True))
+    return w, iterations
 
 
 @torch.library.custom_op("maha_solvers::certify", mutates_args=())
@@ -128,6 +141,7 @@ def _certify(
     linear_l1: Optional[Tensor],
     total: Optional[Tensor],
     exists: Optional[Tensor],
+    nonnegative: bool,
     equality: bool,
     symmetric: Optional[bool],
     w: Tensor,
@@ -135,10 +149,9 @@ def _certify(
     batch_shape: list[int],
     on_failure: str,
 ) -> tuple[Tensor, Tensor]:
-    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, equality, symmetric)
-    found, allowed = torch.empty_like(q[0]), torch.empty_like(q[0])
-    for items, chunk in _chunks(problem):
-        found[items], allowed[items] = residual_and_tolerance(chunk, w[:, items], tol)
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
+    parts = [residual_and_tolerance(chunk, w[:, items], tol) for items, chunk in _chunks(problem)]
+    found, allowed = (_joined(column) for column in zip(*parts, strict=True))
     failed = ~(found <= allowed)
     if on_failure != "ignore" and bool(failed.any()):
         message = f"not solved to tol={tol:g}, residual up to {float(found[failed].max()):.1e}"

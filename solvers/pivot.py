@@ -5,8 +5,8 @@ the next guess off the natural map of its solution,
 
     pieces → w (a linear solve) → x = w − (Mw + q) → pieces of prox(x),
 
-which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. The first guess takes ``diag(M)`` for ``M``. Two or three
-steps solve most problems; an item leaves the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
+which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. One or two steps solve most problems; an item leaves the
+batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
 rounding allows, is followed along a path that ends in the solution (`solvers.homotopy`), in float64.
 """
 
@@ -81,14 +81,11 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations = problem.q, torch.ones_like(active)
     rounding = 32 * problem.size * torch.finfo(problem.q.dtype).eps
-    held_at_zero = problem.upper is None and (problem.lower is None or not bool(problem.lower.any()))
-
-    step = _jacobi_step(problem)
-    on = pieces(problem, -step * problem.q, step)
+    on = _first_pieces(problem)
     for k in range(max_pivots):
-        w, x, price = _newton_step(problem, on, held_at_zero)
+        w, x, price = _newton_step(problem, on)
         residual = _step_residual(problem, on, w, x, price)
-        solved = residual <= rounding * (w.abs() + x.abs()).amax(0)  # False for NaN
+        solved = residual <= rounding * x.abs().amax(0)  # False for NaN
         if k == 0:
             final = w
         else:
@@ -100,18 +97,26 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
         if active.numel() == 0:
             break
         on = pieces(problem, x)
-    return clamp(everyone, final), iterations, active, price
+    return clamp(everyone, final).add_(0.0), iterations, active, price  # no -0.0
 
 
-def _newton_step(problem: StandardForm, on: Pieces, held_at_zero: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _first_pieces(problem: StandardForm) -> Pieces:
+    """A cheap guess: two steps of Jacobi's method, with ``D = diag(M)``, from 0."""
+    step = _jacobi_step(problem)
+    w = prox(problem, -step * problem.q, step)
+    return pieces(problem, w - step * problem.operator(w), step)
+
+
+def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Tensor]:
     """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)`` and the price of the sum."""
-    force = problem.q if held_at_zero else problem.operator(on.held)
-    force = force if on.slope is None else force + on.slope
-    missing = problem.total
-    if missing is not None and not held_at_zero:
-        missing = missing - on.held.sum(0)
-    w, price = solve_pieces(problem.M, on.free, on.tight, -force, missing)
-    w = w if held_at_zero else on.held + w
+    force, missing = problem.q, problem.total
+    if on.held is not None:
+        force = problem.operator(on.held)
+        missing = None if missing is None else missing - on.held.sum(0)
+    if on.slope is not None:
+        force = force + on.slope
+    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight)
+    w = w if on.held is None else on.held + w
     x = w - problem.operator(w)
     return w, x, torch.zeros_like(x[0]) if price is None else price
 
@@ -121,7 +126,7 @@ def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, pric
     if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
         return (w - prox(problem, x)).abs().amax(0)  # a vertex has no price of its own
     residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
-    if problem.total is not None and not problem.equality and on.tight is not None:
+    if problem.total is not None and on.tight is not None:
         residual = torch.maximum(residual, torch.where(on.tight, -price, w.sum(0) - problem.total))
     return residual
 

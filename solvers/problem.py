@@ -91,7 +91,8 @@ class AffineVI:
             return value.expand((*batch, *trailing)).reshape(batch.numel(), *trailing).movedim(0, -1).contiguous()
 
         M, q = over_batch(self.M, L, L), over_batch(self.q, L)
-        lower = None if _is_number(C.lower, float("-inf")) else over_batch(C.lower, L)
+        nonnegative = C.mask is None and _is_number(C.lower, 0.0) and _is_number(C.upper, float("inf"))
+        lower = None if nonnegative or _is_number(C.lower, float("-inf")) else over_batch(C.lower, L)
         upper = None if _is_number(C.upper, float("inf")) else over_batch(C.upper, L)
         l1 = None if _is_number(self.l1, 0.0) else over_batch(self.l1, L)
         exists = None
@@ -114,6 +115,7 @@ class AffineVI:
             linear_l1=linear_l1,
             total=None if C.total is None else over_batch(C.total),
             exists=exists,
+            nonnegative=nonnegative,
             equality=C.equality,
             symmetric=self.symmetric,
         )
@@ -131,7 +133,7 @@ class AffineVI:
             if name not in ("M", "total") and tensor.ndim and tensor.shape[-1] not in (1, self.size):
                 raise ValueError(f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}.")
             try:
-                batch = own if own == batch else torch.broadcast_shapes(batch, own)
+                batch = own if own == batch or not batch else torch.broadcast_shapes(batch, own)
             except RuntimeError:
                 raise ValueError(
                     f"{name} has batch dimensions {tuple(own)}, which do not broadcast with {tuple(batch)}."

@@ -14,7 +14,6 @@ threshold rule of Held, Wolfe and Crowder, 1974.)
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,53 +28,52 @@ class Pieces(NamedTuple):
 
     Attributes:
         free: ``(L, B)`` bool, strictly inside a linear piece: not at a bound, not at the kink of ``|·|``.
-        held: ``(L, B)``, the value of the coordinates that are not free, 0 elsewhere.
+        held: ``(L, B)``, the value of the coordinates that are not free, 0 elsewhere; ``None`` where all are held at 0.
         slope: ``(L, B)``, ``λ_i sign(w_i)`` of the free coordinates, 0 elsewhere; ``None`` without an L1 term.
-        tight: ``(B,)`` bool, whether the sum constrains; ``None`` without a sum.
+        tight: ``(B,)`` bool, whether a budget constrains; ``None`` without a sum, and for an equality, which always does.
         at_lower: ``(L, B)`` bool, held at the lower bound; ``None`` where there is none.
-        at_upper: ``(L, B)`` bool, held at the upper bound and not also at the lower; ``None`` where there is none.
+        at_upper: ``(L, B)`` bool, held at the upper bound and not at the lower as well; ``None`` where there is none.
     """
 
     free: Tensor
-    held: Tensor
+    held: Tensor | None
     slope: Tensor | None
     tight: Tensor | None
     at_lower: Tensor | None
     at_upper: Tensor | None
 
-    def select(self, items: Tensor) -> Pieces:
-        """The pieces of some items of the batch."""
-        return Pieces(*(None if field is None else field.index_select(-1, items) for field in self))
 
-
-def pieces(problem: StandardForm, x: Tensor, step: Tensor | None = None, slack: Tensor | float = 0.0) -> Pieces:
+def pieces(problem: StandardForm, x: Tensor, step: Tensor | None = None, slack: Tensor | None = None) -> Pieces:
     """The linear pieces on which ``prox(x)`` lies.
 
     Args:
         problem: The problem; only its set and ``l1`` are used.
         x: ``(L, B)``.
         step: The steps ``γ``, positive, ``(L, B)``, or ``(B,)`` where all coordinates take the same; 1 if omitted.
-        slack: Width of a tie, ≥ 0: a coordinate so near to a threshold counts as held, and a budget as tight.
+        slack: ``(B,)``, width of a tie: a coordinate so near to a threshold counts as held, and a budget as tight.
     """
     l1 = problem.l1 if problem.l1 is None or step is None else problem.l1 * step
     below, above, tight = _comparisons(problem, x, step, l1, slack)
-    at_lower = at_upper = at_kink = slope = None
-    held = torch.zeros_like(x)
+    at_lower = at_upper = held = slope = None
+    if problem.nonnegative:
+        at_lower = below(torch.zeros_like(x))
+        free = ~at_lower
+    else:
+        free = torch.ones_like(x, dtype=torch.bool)
     if problem.lower is not None:
         low = problem.lower
         at_lower = below(low if l1 is None else low + torch.where(low >= 0, l1, -l1))
-        held = torch.where(at_lower, low, 0.0)
+        free = ~at_lower
+        held = low.masked_fill(free, 0.0)
     if problem.upper is not None:
         high = problem.upper
-        at_upper = above(high if l1 is None else high + torch.where(high <= 0, -l1, l1))
-        at_upper = at_upper if at_lower is None else at_upper & ~at_lower
-        held = torch.where(at_upper, high, held)
-    if l1 is not None:
-        below_plus = below(l1)
-        at_kink = below_plus & above(-l1) & (l1 > 0)
-    free = _none_of(at_lower, at_upper, at_kink, like=held)
+        at_upper = above(high if l1 is None else high + torch.where(high <= 0, -l1, l1)) & free
+        free = free & ~at_upper
+        held = torch.where(at_upper, high, 0.0 if held is None else held)
     if problem.l1 is not None and l1 is not None:
-        slope = torch.where(free, torch.where(below_plus, -problem.l1, problem.l1), 0.0)
+        below_plus = below(l1)
+        free = free & ~(below_plus & above(-l1) & (l1 > 0))
+        slope = torch.where(below_plus, -problem.l1, problem.l1) * free
     return Pieces(free, held, slope, tight, at_lower, at_upper)
 
 
@@ -93,30 +91,28 @@ def prox(problem: StandardForm, x: Tensor, step: Tensor | None = None) -> Tensor
 def prox_on(problem: StandardForm, on: Pieces, x: Tensor, step: Tensor | None = None) -> Tensor:
     """``prox(x)`` where its pieces are known already."""
     gamma = on.free.to(x.dtype) if step is None else step * on.free  # the steps of the free coordinates
-    z = torch.where(on.free, x if on.slope is None else x - gamma * on.slope, on.held)
-    if problem.total is not None and on.tight is not None:
+    z = x if on.slope is None else x - gamma * on.slope
+    z = z * on.free if on.held is None else torch.where(on.free, z, on.held)
+    if problem.total is not None:
         per_price = gamma.sum(0)
-        priced = on.tight & (per_price > 0)
-        price = (z.sum(0) - problem.total) / torch.where(priced, per_price, 1.0)
-        z = z - gamma * torch.where(priced, price, 0.0)
+        per_price = per_price + (per_price == 0)  # without a free coordinate the price moves nothing
+        price = (z.sum(0) - problem.total) / per_price
+        z = z - gamma * (price if on.tight is None else price * on.tight)
     return clamp(problem, z)  # rounding may leave a free coordinate an ulp outside
 
 
-def _none_of(*conditions: Tensor | None, like: Tensor) -> Tensor:
-    present = [condition for condition in conditions if condition is not None]
-    if not present:
-        return torch.ones_like(like, dtype=torch.bool)
-    return ~functools.reduce(torch.logical_or, present)
-
-
-def leaving_prices(problem: StandardForm, w: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+def leaving_prices(problem: StandardForm, w: Tensor, held: Tensor | None) -> tuple[Tensor, Tensor]:
     """The prices of the sum below which each held coordinate rises and above which it falls, each ``(L, B)``.
 
     Args:
         problem: The problem.
         w: ``(L, B)``, where ``Mw + q`` is taken.
-        held: ``(L, B)``, the values at which the coordinates are held. What cannot rise has −inf, what cannot fall inf.
+        held: ``(L, B)``, the values at which the coordinates are held; 0 if ``None``.
+
+    Returns:
+        Both prices; what cannot rise has −inf, what cannot fall inf.
     """
+    held = torch.zeros_like(w) if held is None else held
     lower, upper, l1 = problem.bounds_and_l1()
     force = -problem.operator(w)
     rises = torch.where(held < upper, force - torch.where(held >= 0, l1, -l1), -torch.inf)
@@ -125,32 +121,34 @@ def leaving_prices(problem: StandardForm, w: Tensor, held: Tensor) -> tuple[Tens
 
 
 def _comparisons(
-    problem: StandardForm, x: Tensor, step: Tensor | None, l1: Tensor | None, slack: Tensor | float
+    problem: StandardForm, x: Tensor, step: Tensor | None, l1: Tensor | None, slack: Tensor | None
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor | None]:
-    """``below(θ)``: is ``z ≤ θ``; ``above(θ)``: is ``z ≥ θ``; and whether the sum is tight, for ``z = x − γν``."""
+    """``below(θ)``: is ``z ≤ θ``; ``above(θ)``: is ``z ≥ θ``; and whether a budget is tight, for ``z = x − γν``."""
+
+    def at_most(value: Tensor, bound: Tensor) -> Tensor:
+        return value <= (bound if slack is None else bound + slack)
+
+    def at_least(value: Tensor, bound: Tensor) -> Tensor:
+        return value >= (bound if slack is None else bound - slack)
+
     total = problem.total
     if total is None:
-        return (lambda theta: x <= theta + slack, lambda theta: x >= theta - slack, None)
-
+        return (lambda theta: at_most(x, theta)), (lambda theta: at_least(x, theta)), None
     weighted = step is not None and step.ndim == 2
 
-    def excess(theta: Tensor) -> Tensor:
-        """``φ`` at the price that brings each coordinate to its ``θ``; by ``γν`` where all have the same ``γ``."""
-        with torch.no_grad():  # only compared with 0
+    def sum_at(theta: Tensor) -> Tensor:
+        """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ`` (``γν`` if all have the same ``γ``)."""
+        with torch.no_grad():  # it is only compared
             price = (x - theta) / step if weighted else x - theta
             z = x.unsqueeze(1) - (step.unsqueeze(1) * price if weighted else price)
-            return shrink(problem, z, l1).sum(0) - total
+            return shrink(problem, z, l1).sum(0)
 
     if problem.equality:
-        return (
-            lambda theta: excess(theta) >= -slack,
-            lambda theta: excess(theta) <= slack,
-            torch.ones_like(x[0], dtype=torch.bool),
-        )
-    tight = shrink(problem, x, l1).sum(0) - total >= -slack
+        return (lambda theta: at_least(sum_at(theta), total)), (lambda theta: at_most(sum_at(theta), total)), None
+    tight = at_least(shrink(problem, x, l1).sum(0), total)
     return (
-        lambda theta: torch.where(tight, excess(theta) >= -slack, x <= theta + slack),
-        lambda theta: torch.where(tight, excess(theta) <= slack, x >= theta - slack),
+        lambda theta: torch.where(tight, at_least(sum_at(theta), total), at_most(x, theta)),
+        lambda theta: torch.where(tight, at_most(sum_at(theta), total), at_least(x, theta)),
         tight,
     )
 
@@ -166,6 +164,8 @@ def shrink(problem: StandardForm, z: Tensor, threshold: Tensor | None) -> Tensor
 def clamp(problem: StandardForm, z: Tensor) -> Tensor:
     """``z`` of shape ``(L, B)`` or ``(L, K, B)`` brought between the bounds."""
     lower, upper = problem.lower, problem.upper
+    if problem.nonnegative:
+        return z.clamp_min(0.0)
     if lower is None and upper is None:
         return z
     if z.ndim == 3:

@@ -28,7 +28,7 @@ class FeasibleSet:
     Bounds and total may require gradients.
 
     Raises:
-        ValueError: If bounds given as numbers are empty or NaN.
+        ValueError: If numbers given as bounds leave nothing or are NaN, or a total is not finite.
     """
 
     lower: Bound = -inf
@@ -38,10 +38,16 @@ class FeasibleSet:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.lower, Tensor) or isinstance(self.upper, Tensor):
-            return
-        if not self.lower <= self.upper:
+        numbers = not isinstance(self.lower, Tensor) and not isinstance(self.upper, Tensor)
+        if numbers and (not self.lower <= self.upper or self.lower == inf or self.upper == -inf):
             raise ValueError(f"lower must be at most upper, but got lower={self.lower} and upper={self.upper}.")
+        if self.total is not None and not isinstance(self.total, Tensor) and not abs(self.total) < inf:
+            raise ValueError(f"total must be finite, but got {self.total}.")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the set is given by numbers alone, so that it has been checked for all items already."""
+        return not any(isinstance(value, Tensor) for value in (self.lower, self.upper, self.total, self.mask))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(lower={self.lower}, upper={self.upper}, total={self.total})"

@@ -6,6 +6,7 @@ vectors are contiguous, so every elementwise operation runs at the speed of memo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -19,12 +20,13 @@ class StandardForm:
     Attributes:
         M: ``(L, L, B)``.
         q: ``(L, B)``.
-        lower: ``(L, B)``, or ``None`` where no coordinate of any item has a lower bound.
-        upper: ``(L, B)``, or ``None``, likewise.
+        lower: ``(L, B)``, or ``None`` where no coordinate of any item has a lower bound, or all have the bound 0.
+        upper: ``(L, B)``, or ``None`` where no coordinate of any item has an upper bound.
         l1: ``(L, B)``, or ``None`` where ``|w_i|`` has no kink inside the set. (There the term is linear, part of ``q``.)
         linear_l1: ``(L, B)``, the L1 weights that are linear on the set and therefore part of ``q``; kept for the checks.
         total: ``(B,)``, or ``None`` for no sum.
         exists: ``(L, B)`` bool, or ``None`` for all. A coordinate that does not exist has both bounds at 0.
+        nonnegative: Whether the bounds are ``w ≥ 0`` and nothing else, the common case, in which ``lower`` is ``None``.
         equality: Whether the sum is ``= total`` or ``≤ total``.
         symmetric: Whether ``M`` is symmetric; ``None`` if nobody said so.
     """
@@ -37,6 +39,7 @@ class StandardForm:
     linear_l1: Tensor | None = None
     total: Tensor | None = None
     exists: Tensor | None = None
+    nonnegative: bool = False
     equality: bool = True
     symmetric: bool | None = None
 
@@ -62,7 +65,7 @@ class StandardForm:
         """``lower``, ``upper`` and ``l1`` in full, ±inf and 0 where there is none; each ``(L, B)``."""
         inf = torch.full_like(self.q, torch.inf)
         return (
-            -inf if self.lower is None else self.lower,
+            (torch.zeros_like(inf) if self.nonnegative else -inf) if self.lower is None else self.lower,
             inf if self.upper is None else self.upper,
             torch.zeros_like(inf) if self.l1 is None else self.l1,
         )
@@ -71,10 +74,15 @@ class StandardForm:
         """The same problem without the sum constraint."""
         return replace(self, total=None)
 
-    def map_tensors(self, function) -> StandardForm:  # noqa: ANN001
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> StandardForm:
         """The same problem with ``function`` applied to every tensor."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)})
+        tensors = (getattr(self, name) for name in TENSORS)
+        return StandardForm(
+            *(None if tensor is None else function(tensor) for tensor in tensors),  # type: ignore[arg-type]
+            nonnegative=self.nonnegative,
+            equality=self.equality,
+            symmetric=self.symmetric,
+        )
 
     def coordinate(self, i: int) -> StandardForm:
         """The problem of coordinate ``i`` alone, without the sum; its ``q`` still lacks what the others contribute."""
@@ -116,13 +124,19 @@ class StandardForm:
         return asymmetry <= rounding * self.M.abs().amax((0, 1))
 
 
+TENSORS = tuple(f.name for f in fields(StandardForm) if f.name not in ("nonnegative", "equality", "symmetric"))
+"""The names of the fields that hold tensors, in order."""
+
+
 def is_tracing(problem: StandardForm) -> bool:
     """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
     if torch.compiler.is_compiling():
         return True
     functorch = torch._C._functorch
-    for f in fields(problem):
-        tensor = getattr(problem, f.name)
+    if functorch.peek_interpreter_stack() is None:
+        return False
+    for name in TENSORS:
+        tensor = getattr(problem, name)
         while isinstance(tensor, Tensor) and functorch.is_functorch_wrapped_tensor(tensor):
             if functorch.is_batchedtensor(tensor):
                 return True
