@@ -71,7 +71,8 @@ class _Implicit(torch.autograd.Function):
         (g,) = cotangents
         w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
         w = torch.where(w.isnan(), 0.0, w)
-        y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight)
+        scale = M.detach().abs().amax((0, 1)) if ctx.has_total else 1.0
+        y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight, scale=scale)
         dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
         d_lower = d_upper = None
         if any(ctx.needs_input_grad[3:5]):

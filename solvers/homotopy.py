@@ -20,7 +20,9 @@ from solvers.prox import clamp, prox
 from solvers.standard_form import StandardForm
 
 
-def follow_path(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
+def follow_path(
+    problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Solves each problem of the batch by path following, started where ``guess`` would be optimal.
 
     Args:
@@ -28,6 +30,7 @@ def follow_path(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots:
         guess: ``(L, B)``, any finite weights.
         price: ``(B,)``, a guess of the price of the sum; ignored without one.
         max_pivots: Bound on the number of pivots in each of the two phases.
+        seed: Chooses among the paths that end in the solution.
 
     Returns:
         Weights ``(L, B)`` and the number of pivots ``(B,)``. Where the bound was hit the weights are whatever was
@@ -35,17 +38,17 @@ def follow_path(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots:
     """
     stairs = _staircases(problem)
     if problem.total is None:
-        state, pivots = _follow(problem, stairs, guess, problem.q, None, max_pivots)
+        state, pivots = _follow(problem, stairs, guess, problem.q, None, max_pivots, seed)
         return _polish(problem, stairs, state, None), pivots
     if not problem.equality:  # a slack budget first: its price is 0
         price = torch.zeros_like(price)
     priced = problem.q + price
-    state, pivots = _follow(problem, stairs, guess, priced, None, max_pivots)
+    state, pivots = _follow(problem, stairs, guess, priced, None, max_pivots, seed)
     w = _polish(problem, stairs, state, priced)
     excess = w.sum(0) - problem.total
     must_pay = torch.ones_like(excess, dtype=torch.bool) if problem.equality else excess > 0
     direction = torch.where(excess > 0, 1.0, -1.0) * must_pay
-    state_paid, more = _follow(problem, stairs, state, priced, direction, max_pivots)
+    state_paid, more = _follow(problem, stairs, state, priced, direction, max_pivots, seed)
     paid = _polish(problem, stairs, state_paid, None)
     return torch.where(must_pay, paid, w), pivots + more * must_pay
 
@@ -92,6 +95,7 @@ def _follow(
     target: Tensor,
     direction: Tensor | None,
     max_pivots: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Pivots along ``q(t) = q₀ + t d`` until t = 1, or with a ``direction`` until the total is met.
 
@@ -102,11 +106,12 @@ def _follow(
         target: ``(L, B)``: without a direction the ``q`` at t = 1, with one the ``q`` at t = 0.
         direction: ``(B,)``, the sign of ``d = ±1``; an item with 0 has nothing to do.
         max_pivots: Bound on the pivots.
+        seed: See `follow_path`.
     """
     if direction is None:
         w = prox(problem.without_sum(), start)
         state = _states_near(stairs, w, -((problem.M * w).sum(1) + target))
-        origin = _solved_at(problem, stairs, state, w, target)
+        origin = _solved_at(problem, stairs, state, w, target, seed)
         d = target - origin
     else:
         state, origin = start, target
@@ -144,13 +149,15 @@ def _follow(
     return final, pivots
 
 
-def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, q: Tensor) -> Tensor:
+def _solved_at(
+    problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, q: Tensor, seed: int
+) -> Tensor:
     """A ``q₀`` near ``q`` whose solution lies strictly inside the stairs ``state``.
 
     The distances from the stairs' ends are drawn at random, so that on the way no two coordinates tie.
     """
-    generator = torch.Generator(device=w.device).manual_seed(0)
-    jitter = 0.5 + torch.rand(w.shape, generator=generator, dtype=w.dtype, device=w.device)
+    generator = torch.Generator(device=w.device).manual_seed(seed)
+    jitter = 0.5 + torch.rand((problem.size, 1), generator=generator, dtype=w.dtype, device=w.device)
     value = stairs.gather(0, state.unsqueeze(0))[0]
     lo, hi = stairs.gather(0, (state - 1).unsqueeze(0))[0], stairs.gather(0, (state + 1).unsqueeze(0))[0]
     free = state % 2 == 0

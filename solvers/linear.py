@@ -45,9 +45,13 @@ def solve_pieces(
     total: Tensor | float | None,
     tight: Tensor | None = None,
     *,
+    scale: Tensor | float = 1.0,
     pivoting: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
+
+    With a sum, ``M + σ11ᵀ`` takes the place of ``M`` and ``rhs + σ total`` that of ``rhs``. That changes nothing but the
+    accuracy: ``x = A⁻¹rhs − ν A⁻¹1`` would cancel where ``M_FF`` is nearly singular along ``1``.
 
     Args:
         M: ``(L, L, B)``.
@@ -55,17 +59,20 @@ def solve_pieces(
         rhs: ``(L, B)``.
         total: ``(B,)`` or a number, or ``None`` for a problem without a sum: without ``ν`` and the second equation.
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
+        scale: ``σ > 0``, ``(B,)`` or a number, of the size of ``M``.
         pivoting: As in `solve_linear`.
 
     Returns:
         ``x`` of shape ``(L, B)`` and ``ν`` of shape ``(B,)``, or ``None`` for a problem without a sum.
     """
-    eye = _identity(M.shape[0], M)
-    A = torch.where(free.unsqueeze(1) & free.unsqueeze(0), M, eye)
-    inside = free.to(M.dtype)
+    both, inside, eye = free.unsqueeze(1) & free.unsqueeze(0), free.to(M.dtype), _identity(M.shape[0], M)
     if total is None:
+        A = torch.where(both, M, eye)
         return solve_linear(A, (rhs * inside).unsqueeze(1), pivoting=pivoting).squeeze(1), None
-    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), pivoting=pivoting).unbind(1)
+    sigma = scale if tight is None else scale * tight
+    A = torch.where(both, M + sigma, eye)
+    b = torch.stack(((rhs + sigma * total) * inside, inside), 1)
+    x, per_price = solve_linear(A, b, pivoting=pivoting).unbind(1)
     sum_per_price = per_price.sum(0)
     sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
     price = (x.sum(0) - total) / sum_per_price

@@ -27,6 +27,7 @@ from solvers.standard_form import StandardForm
 
 
 PROXIMAL_STEPS = 30
+RESTARTS = 4
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Pivot:
 
 
 def _normalised(problem: StandardForm) -> StandardForm:
-    """Divided by the power of two nearest to the mean of ``diag(M)``: the same solution, and no rounding."""
-    mean = problem.diagonal().abs().mean(0)
-    exponent = torch.frexp(mean).exponent
-    return problem.scaled(torch.ldexp(torch.ones_like(mean), -exponent))
+    """Divided by the power of two nearest to ``max |M_ij|``: the same solution, and no rounding."""
+    largest = problem.M.abs().amax((0, 1))
+    exponent = torch.frexp(largest).exponent
+    return problem.scaled(torch.ldexp(torch.ones_like(largest), -exponent))
 
 
 def _jacobi_step(problem: StandardForm) -> Tensor:
@@ -137,11 +138,15 @@ def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots
     guess = torch.where(guess.isfinite().all(0), guess, prox(problem, -step * problem.q, step))
     price = price.nan_to_num(0.0, 0.0, 0.0)
     w, pivots = follow_path(problem, guess, price, max_pivots)
-    unsolved = ~_is_solved(problem, w)
-    if bool(unsolved.any()):
-        left = unsolved.nonzero()[:, 0]
+    for attempt in range(1, RESTARTS + 1):
+        left = (~_is_solved(problem, w)).nonzero()[:, 0]
+        if left.numel() == 0:
+            return w, pivots
         sub = problem.select(left)
-        w[:, left], more = _proximal_point(sub, guess[:, left], w[:, left], price[left], max_pivots)
+        if attempt < RESTARTS:  # another path, in case rounding lost this one
+            w[:, left], more = follow_path(sub, guess[:, left], price[left], max_pivots, seed=attempt)
+        else:
+            w[:, left], more = _proximal_point(sub, guess[:, left], w[:, left], price[left], max_pivots)
         pivots[left] += more
     return w, pivots
 

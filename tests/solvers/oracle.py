@@ -1,4 +1,4 @@
-"""Independent numpy oracles: brute force over all linear pieces, KKT margins, finite differences. No code of solvers."""
+"""Independent numpy oracles: brute force over all pieces, slacks, bisection, finite differences. No code of solvers."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ import torch
 
 
 def arrays(problem):
-    """The data of a problem as the user stated it, in numpy, with one batch dimension; masked coordinates pinned to 0."""
+    """The data of a problem in numpy, as the user stated it, with one batch dimension; masked weights pinned to 0."""
     C, L, batch = problem.feasible, problem.size, problem.batch_shape
 
     def full(value, *trailing):

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 
 import torch
+from oracle import tie_margin
 
-from solvers import AffineVI, Box, Budget, CappedSimplex, FeasibleSet, Free, NonNegative, Simplex, SumTo
+from solvers import AffineVI, Box, Budget, CappedSimplex, FeasibleSet, Free, NonNegative, Simplex, SumTo, solve
 
 INF = float("inf")
 
@@ -37,8 +38,9 @@ SETS = {
                       False),
 }  # fmt: skip
 
-KINDS = ("plain", "game", "skew", "rank deficient", "duplicated", "zero data", "large", "small", "far", "near", "uneven")
-SYMMETRIC_KINDS = tuple(kind for kind in KINDS if kind not in ("game", "skew"))
+KINDS = ("plain", "game", "skew", "rank deficient", "duplicated", "zero data", "large", "small", "far", "near")
+KINDS += ("uneven",)
+"""Of M and q. The last five: both × 1e6, both × 1e-6, q × 1e6, q × 1e-6, each weight in its own unit of 1e-3 to 1e3."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,24 @@ def random_case(name, L, batch, seed, kind="plain", l1=True, dtype=torch.float64
     return Case(name, {k: v.to(dtype) for k, v in data.items() if k in used}, mask)
 
 
+def away_from_ties(name, L, batch, seed, kind="plain", margin=1e-3):
+    """Items whose every slack is at least ``margin``, so that small steps and errors meet no kink of the solution.
+
+    One mask for the whole batch, because cvxpylayers compiles one program per mask.
+    """
+    case = random_case(name, L, 8 * batch, seed, kind)
+    if case.mask is not None:
+        mask = torch.arange(L) % 3 != 1
+        case = replace(case, mask=mask.expand(8 * batch, L))
+        if "cap" in case.data:
+            case.data["cap"] = case.data["cap"] * L / mask.sum()
+    solution = solve(case.problem(), on_failure="raise")
+    far = torch.from_numpy(tie_margin(case.problem(), solution.weights)) > margin
+    chosen = far.nonzero()[:batch, 0]
+    assert len(chosen) == batch, f"only {len(chosen)} items of seed {seed} are away from ties"
+    return case.item(chosen)
+
+
 def matrix(kind, L, batch, generator):
     """M and q as aggregation makes them from scale outputs Y: M = YYᵀ/d + ρI, q = −Yt/d, with A∘ for a game."""
 
@@ -101,7 +121,8 @@ def matrix(kind, L, batch, generator):
     Y, target, ridge = normal(L, d), normal(d), 0.1
     if kind == "rank deficient":
         d = max(L // 2, 1)
-        Y, target, ridge = normal(L, d), normal(d), 10 ** (-2 - 6 * torch.rand(*batch, 1, 1, generator=generator).double())
+        Y, target = normal(L, d), normal(d)
+        ridge = 10 ** (-2 - 6 * torch.rand(*batch, 1, 1, generator=generator, dtype=torch.float64))
     if kind == "duplicated":
         Y, ridge = Y[..., torch.arange(L) // 2 * 2, :], 1e-4
     if kind == "zero data":

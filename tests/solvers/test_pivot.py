@@ -29,8 +29,9 @@ def test_weights_are_those_of_brute_force_over_all_pieces(name, L):
     for seed, kind in enumerate(KINDS):
         problem = random_case(name, L, 4 if L < 4 else 2, seed, kind).problem()
         expected = torch.from_numpy(oracle.brute_force(problem))
-        # ridges go down to 1e-8 of M, so that rounding (1e-16) may move the weights by up to 1e-8
-        assert_close(weights(problem), expected, 1e-8 if kind == "rank deficient" else 1e-10, f"{kind}, seed {seed}:")
+        # ridges go down to 1e-8 of M, and a q of 1e6 is rounded to 1e-10: rounding may move the weights by this much
+        relative = {"rank deficient": 1e-8, "far": 1e-8}.get(kind, 1e-10)
+        assert_close(weights(problem), expected, relative, f"{kind}, seed {seed}:")
 
 
 @every_set

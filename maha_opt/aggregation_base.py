@@ -1,0 +1,276 @@
+"""What the aggregation modules share: how scale outputs become problems, solvers behind a flag, and the fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from maha_opt.scale_outputs import ScaleOutputs, check_exact, check_mask, checked_outputs, full_precision, real_part
+from maha_opt.sets import SetLike, inverse_softplus, make_set
+from solvers import AffineVI, FeasibleSet, Solution, available_solvers, solve
+from solvers.interface import GRADIENTS, ON_FAILURE
+
+GRANULARITIES = ("token", "token_head", "sequence", "head")
+
+FIRST_PRICE = 0.05
+"""Where learned prices start, in units of the mean square of the scale outputs."""
+
+HEURISTICS = ("softmax", "mean", "scipy")
+"""Solvers whose answer does not depend on all of the problem, or does not say how."""
+
+
+class Aggregated(NamedTuple):
+    """What an aggregation returns.
+
+    Attributes:
+        output: (batch, n, d_model), of the type of the scale outputs; zero at padding.
+        solution: The weights with their certificate; `solution.weights` is (batch, n, L) where the granularity is
+            "token", (batch, n, heads, L) for "token_head", (batch, L) for "sequence" and (batch, heads, L) for "head",
+            in at least float32. Weights of padding tokens mean nothing.
+    """
+
+    output: Tensor
+    solution: Solution
+
+
+class Aggregation(nn.Module):
+    """What the aggregations share: granularity, prices, the feasible set, and the solver behind its flag.
+
+    A subclass says in `_problem` which problem it makes of the scale outputs, and in `_target` what else goes in.
+
+    Args:
+        num_scales: Number of scales L.
+        d_model: Number of channels.
+        num_heads: Number of heads, for the granularities that have one set of weights for each; divides `d_model`.
+        granularity: Who gets weights of its own: every "token", every "token_head", every "sequence" or every "head" of
+            a sequence. The latter two make one problem of the mean over the real tokens.
+        causal: Refuses the granularities that would tell a token of those after it.
+        feasible: Name of the set of allowed weights (`available_sets`), or a set, or a function or module from the mask
+            of the scales that exist to a set.
+        feasible_options: Options of a set given by its name, see `make_set`: {"cap": 0.5}, {"lower": -1, "upper": 1},
+            {"total": 2.0, "learn_total": True}.
+        prices: Of every scale, ≥ 0, for the term `Σ_l λ_l|w_l|`, in units of the mean square of the scale outputs: L
+            numbers, or "learned", or None for no such term. **On the simplex uniform prices do nothing**, because
+            `Σ|w_l| = 1` is a constant there: only their differences act, and get a gradient.
+        ridge: > 0, in units of the mean square of the scale outputs; makes the solution unique.
+        solver: One of `solvers.available_solvers`.
+        gradient: "implicit", "unrolled" or "one_step"; which of them a solver takes is said by `solvers.solve`.
+        solver_options: Options of the solver, and `tol` and `max_iter`, as `solvers.solve` takes them.
+        on_failure: What an answer above its tolerance does: "raise", "warn" or "ignore".
+
+    No solver owns a parameter: `solver`, `gradient`, `solver_options` and `on_failure` may be assigned at any time,
+    also on a loaded checkpoint, and the state dict is the same for all. Every parameter gets a gradient, be it zero.
+
+    Raises:
+        TypeError: An argument has the wrong type, or the set does not take one of its options.
+        ValueError: An argument is out of its range; the message names it.
+    """
+
+    prices: Tensor | None
+    raw_prices: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_scales: int,
+        d_model: int,
+        *,
+        num_heads: int = 1,
+        granularity: Literal["token", "token_head", "sequence", "head"] = "token",
+        causal: bool = False,
+        feasible: SetLike = "simplex",
+        feasible_options: Mapping[str, object] | None = None,
+        prices: Tensor | Sequence[float] | Literal["learned"] | None = None,
+        ridge: float = 1e-2,
+        solver: str = "pivot",
+        gradient: str = "implicit",
+        solver_options: Mapping[str, object] | None = None,
+        on_failure: str = "warn",
+    ) -> None:
+        super().__init__()
+        for name, number in (("num_scales", num_scales), ("d_model", d_model)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, but got {number}.")
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(f"num_heads must divide d_model = {d_model}, but got {num_heads}.")
+        _check_choice("granularity", granularity, GRANULARITIES)
+        if causal and granularity in ("sequence", "head"):
+            raise ValueError(
+                f"granularity={granularity!r} makes one set of weights of the whole sequence, which tells every token "
+                "of those after it; a causal model takes 'token' or 'token_head'."
+            )
+        if not 0 < ridge < float("inf"):
+            raise ValueError(f"ridge must be positive and finite, but got {ridge}.")
+        self.num_scales = num_scales
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.granularity = granularity
+        self.causal = causal
+        self.ridge = ridge
+        self.feasible = make_set(feasible, feasible_options)
+        if isinstance(self.feasible, FeasibleSet) and self.feasible.is_fixed:  # say now that it is empty, not later
+            AffineVI(torch.eye(num_scales), torch.zeros(num_scales), feasible=self.feasible)
+        learned = isinstance(prices, str)
+        if learned:
+            _check_choice("prices", prices, ("learned",))
+        first = torch.full((num_scales,), inverse_softplus(FIRST_PRICE))
+        self.register_parameter("raw_prices", nn.Parameter(first) if learned else None)
+        self.register_buffer("prices", None if prices is None or learned else _checked_prices(prices, num_scales))
+        self.solver = solver
+        self.gradient = gradient
+        self.solver_options = dict(solver_options or {})
+        self.on_failure = on_failure
+
+    @property
+    def solver(self) -> str:
+        """The flag of the solver; may be assigned at any time."""
+        return self._solver
+
+    @solver.setter
+    def solver(self, name: str) -> None:
+        _check_choice("solver", name, available_solvers())
+        self._solver = name
+
+    @property
+    def gradient(self) -> str:
+        """The flag of the gradient; may be assigned at any time."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, name: str) -> None:
+        _check_choice("gradient", name, GRADIENTS)
+        self._gradient = name
+
+    @property
+    def on_failure(self) -> str:
+        """What an answer above its tolerance does; may be assigned at any time."""
+        return self._on_failure
+
+    @on_failure.setter
+    def on_failure(self, name: str) -> None:
+        _check_choice("on_failure", name, ON_FAILURE)
+        self._on_failure = name
+
+    def forward(
+        self, Y: Tensor, available: Tensor | None = None, inputs: Tensor | None = None, mask: Tensor | None = None
+    ) -> Aggregated:
+        """Fuses the scales.
+
+        Args:
+            Y: (batch, n, L, d_model) scale outputs, floating point; float16 and bfloat16 are solved in float32.
+            available: (batch, n, L) bool, True where a scale exists for a token; None: all do. The others get weight 0
+                and are ignored, whatever they hold.
+            inputs: (batch, n, d_model) the block's input, of which a learned target is made; not read otherwise.
+            mask: (batch, n) bool, True where the token is real; None: all are. Padding is ignored, whatever it holds.
+
+        Raises:
+            TypeError: An argument has the wrong type, or the solver does not take one of its options.
+            ValueError: An argument has the wrong shape, the solver does not take the set or the gradient, or the data
+                are faulty everywhere (NaN, or no scale that exists).
+            ConvergenceError: An answer is above its tolerance, with `on_failure="raise"`.
+        """
+        checked_outputs(Y)
+        batch, n = Y.shape[:2]
+        check_exact("Y", Y, (batch, n, self.num_scales, self.d_model))
+        for name, given, shape in (("available", available, Y.shape[:3]), ("mask", mask, Y.shape[:2])):
+            if given is not None:
+                check_mask(name, given, shape)
+                check_exact(name, given, shape)
+        target = self._target(inputs, mask, (batch, n, self.d_model))
+        outputs = self._arranged(Y, available, mask)
+        with full_precision(outputs.Y):
+            problem = self._problem(outputs, target)
+            # solve says which options its solver does not take.
+            options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
+            solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
+            fused = self._fused(outputs.Y, solution.weights)
+        return Aggregated(fused.to(Y.dtype), solution)
+
+    def extra_repr(self) -> str:
+        """The configuration that is not a submodule's."""
+        return (
+            f"num_scales={self.num_scales}, d_model={self.d_model}, granularity={self.granularity!r}, "
+            f"solver={self.solver!r}, gradient={self.gradient!r}"
+        )
+
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+        raise NotImplementedError
+
+    def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """What goes in besides the scale outputs, arranged like them; None: nothing."""
+        del inputs, mask, shape
+        return None
+
+    def _set_and_prices(self, outputs: ScaleOutputs) -> dict[str, Any]:
+        feasible = self.feasible if isinstance(self.feasible, FeasibleSet) else self.feasible(outputs.available)
+        prices: Tensor | float = 0.0 if self.prices is None else self.prices
+        if self.raw_prices is not None:
+            prices = softplus(self.raw_prices.to(outputs.Y.dtype))
+        return {"feasible": feasible, "prices": prices, "ridge": self.ridge}
+
+    @property
+    def _per_head(self) -> bool:
+        return self.granularity in ("token_head", "head")
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the tokens of a sequence share their problem."""
+        return self.granularity in ("sequence", "head")
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(batch, n, ..., d_model) with heads before the rest, and before n where a head has one problem."""
+        if not self._per_head:
+            return x
+        return x.unflatten(-1, (self.num_heads, -1)).movedim(-2, 1 if self._whole else 2)
+
+    def _arranged(self, Y: Tensor, available: Tensor | None, mask: Tensor | None) -> ScaleOutputs:
+        """Scale outputs as (*batch of the problems, L, d), or (*batch, n, L, d) where tokens share a problem."""
+        batch, n, L, _ = Y.shape
+        head = 1 if self._whole else 2
+
+        def for_heads(x: Tensor) -> Tensor:
+            return x.unsqueeze(head) if self._per_head else x
+
+        if self._whole:
+            tokens = torch.ones(batch, n, dtype=torch.bool, device=Y.device) if mask is None else mask
+            available = None if available is None else for_heads(available)
+            return real_part(self._by_head(Y), available, for_heads(tokens))
+        exists = available
+        if mask is not None:  # padding: zero data, where nothing is lost by letting all scales exist
+            real = mask.unsqueeze(-1).expand(batch, n, L)
+            exists = real if available is None else real & available
+            available = None if available is None else available | ~real
+        outputs = real_part(self._by_head(Y), None if exists is None else for_heads(exists), None)
+        return outputs._replace(available=None if available is None else for_heads(available))
+
+    def _fused(self, Y: Tensor, weights: Tensor) -> Tensor:
+        """`Σ_l w_l y_l`, (batch, n, d_model)."""
+        if self.solver in HEURISTICS and torch.is_grad_enabled():
+            # What does not enter these weights gets a zero gradient rather than none, which DDP would wait for.
+            weights = weights + 0.0 * sum(parameter.sum() for parameter in self.parameters())
+        if self._whole:
+            weights = weights.unsqueeze(-2)
+        fused = (weights.unsqueeze(-2) @ Y).squeeze(-2)
+        if self.granularity == "head":
+            fused = fused.transpose(1, 2)
+        return fused.flatten(2)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, but got {value!r}.")
+
+
+def _checked_prices(prices: Tensor | Sequence[float], num_scales: int) -> Tensor:
+    """Fixed prices as a tensor of their own."""
+    tensor = torch.as_tensor(prices).detach().clone()
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if tensor.shape != (num_scales,):
+        raise ValueError(f"prices must have shape ({num_scales},), one for each scale, but has {tuple(tensor.shape)}.")
+    if not bool(((tensor >= 0) & tensor.isfinite()).all()):
+        raise ValueError(f"prices must be non-negative and finite, but got {tensor.tolist()}.")
+    return tensor

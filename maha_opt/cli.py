@@ -1,0 +1,166 @@
+"""The command line, ``maha-opt``. Commands import what they need when they run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="maha-opt",
+    help="Differentiable optimization layers for multiscale attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+INTERRUPTED = 130
+
+
+class FloatType(str, Enum):
+    """Floating point types that a comparison can run in."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+class SetName(str, Enum):
+    """The names of `maha_opt.available_sets`, said again so that ``--help`` need not import torch."""
+
+    simplex = "simplex"
+    capped_simplex = "capped_simplex"
+    box = "box"
+    budget = "budget"
+    nonnegative = "nonnegative"
+    sum_to = "sum_to"
+    free = "free"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"maha-opt {version('maha-opt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Differentiable optimization layers for multiscale attention."""
+    del version
+
+
+@app.command()
+def solvers() -> None:
+    """List the solvers that --solvers takes."""
+    from maha_opt.contenders import ABOUT
+    from solvers import available_solvers
+
+    for flag in available_solvers():
+        typer.echo(f"{flag:<20}{ABOUT.get(flag, 'registered by you')}")
+
+
+@app.command()
+def compare(
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file to make problems of. Default: a novel that is built in.")
+    ] = None,
+    solvers: Annotated[
+        str,
+        typer.Option(
+            help="Solvers, with commas between them; 'all' for every one. Options follow a colon: "
+            "best_response:sweep=gauss_seidel. cvxpylayers always runs, as the reference."
+        ),
+    ] = "all",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds: of the weights, the passages and the tokens.")
+    ] = 3,
+    scales: Annotated[int, typer.Option(min=1, max=12, help="Number of scales L, the size of a problem.")] = 4,
+    problems: Annotated[int, typer.Option(min=1, help="Problems of each kind for each seed.")] = 1024,
+    reference: Annotated[int, typer.Option(min=1, help="How many of them the exact reference solves.")] = 64,
+    unroll: Annotated[
+        str, typer.Option(help="Numbers of steps of the unrolled solvers, with commas; empty for none.")
+    ] = "5,20,80",
+    max_iter: Annotated[int, typer.Option(min=1, help="Bound on the iterations where they run to tolerance.")] = 2000,
+    convex_set: Annotated[SetName, typer.Option(help="Feasible set of the convex problems.")] = SetName.simplex,
+    nash_set: Annotated[SetName, typer.Option(help="Feasible set of the Nash problems.")] = SetName.box,
+    ridge: Annotated[
+        float, typer.Option(min=0.0, help="Ridge, relative to the mean diagonal of the Gram matrix.")
+    ] = 0.01,
+    price: Annotated[float, typer.Option(min=0.0, help="L1 price of the finest scale, relative likewise.")] = 0.05,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cpu or cuda.")] = "cpu",
+    dtype: Annotated[FloatType, typer.Option(help="Type to compute in; the reference is always float64.")] = (
+        FloatType.float64
+    ),
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="CPU threads. One is fair: cvxpylayers is given one, and small problems gain little."),
+    ] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Default: runs/compare-DATE-TIME.")
+    ] = None,
+) -> None:
+    """Solve the same problems with every solver: accuracy, certificates and time, side by side.
+
+    Text becomes scale outputs of a multiscale attention with random weights. Fusing them is a convex problem and a
+    Nash game at every token; all solvers get the same ones. Prints a table, and writes results.csv, results.json and
+    the picture accuracy.png to a folder. Ctrl-C keeps what is there so far.
+    """
+    from maha_opt.interrupts import prompt_interrupts
+
+    console, errors = Console(), Console(stderr=True)
+    try:
+        with prompt_interrupts():
+            from maha_opt.cli_compare import Request, run
+
+            request = Request(
+                text=text,
+                solvers=solvers,
+                seeds=seeds,
+                scales=scales,
+                problems=problems,
+                reference=reference,
+                unroll=unroll,
+                max_iter=max_iter,
+                convex_set=convex_set.value,
+                nash_set=nash_set.value,
+                ridge=ridge,
+                price=price,
+                device=device,
+                dtype=dtype.value,
+                threads=threads,
+                output=output,
+            )
+            code = run(request, console, errors)
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        code = INTERRUPTED
+    except Exception as error:
+        errors.print(f"[red]Error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
+        code = 1
+    raise typer.Exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong, in words; where as well if it is nothing that a user can bring about."""
+    from traceback import extract_tb
+
+    from rich.markup import escape
+
+    line = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError, ImportError)):
+        place = extract_tb(error.__traceback__)[-1]
+        line = f"{type(error).__name__}: {line} ({Path(place.filename).name}, line {place.lineno}). This is a bug."
+    return escape(line)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,201 @@
+"""What ``maha-opt compare`` does, apart from reading its options."""
+
+from __future__ import annotations
+
+import datetime
+import traceback
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from maha_opt import report
+from maha_opt.cli_scales import Recipe, batches, check_length
+from maha_opt.compare import REFERENCE, compare
+from maha_opt.contenders import Contender, expand
+from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, machine
+from maha_opt.summary import rates, summarise
+from maha_opt.text import novel, read_text
+from solvers import available_solvers
+
+KINDS = ("convex", "nash")
+VARIANTS = {"best_response": ("best_response:sweep=gauss_seidel",)}
+"""What 'all' means besides every flag."""
+
+FAILED, INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of the command, as `maha_opt.cli.compare` describes them."""
+
+    text: Path | None
+    solvers: str
+    seeds: int
+    scales: int
+    problems: int
+    reference: int
+    unroll: str
+    max_iter: int
+    convex_set: str
+    nash_set: str
+    ridge: float
+    price: float
+    device: str
+    dtype: str
+    threads: int
+    output: Path | None
+
+
+def run(request: Request, console: Console, errors: Console) -> int:
+    """Measures, prints and writes everything.
+
+    Returns:
+        The exit code: 0; 1 if a cell crashed; 130 if the user interrupted.
+
+    Raises:
+        ValueError, OSError: If an option, the text or the folder is of no use.
+    """
+    contenders = expand(parse_solvers(request.solvers), parse_steps(request.unroll))
+    device = parse_device(request.device)
+    torch.set_num_threads(request.threads)
+    text = novel() if request.text is None else read_text(request.text)
+    check_length(text, request.scales)
+    recipe = Recipe(
+        problems=request.problems,
+        scales=request.scales,
+        convex_set=request.convex_set,
+        nash_set=request.nash_set,
+        ridge=request.ridge,
+        price=request.price,
+        device=device,
+        dtype=getattr(torch, request.dtype),
+    )
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    settings = {
+        **asdict(request),
+        "text": "Northanger Abbey (built in)" if request.text is None else str(request.text),
+        "text_bytes": len(text),
+        "output": None,  # where a run was written says nothing about it
+        "contenders": [f"{c.label}, {c.steps} steps" if c.steps else c.label for c in [REFERENCE, *contenders]],
+    }
+    folder = RunFolder(request.output or Path("runs") / f"compare-{now}", settings, machine(device))
+    code, message = _measure(folder, text, contenders, request, recipe, errors)
+    _print(folder, request, console)
+    console.print(f"{message}\nWritten to [bold]{escape(str(folder.path))}[/]: {CSV}, {JSON}{_picture(folder, errors)}")
+    return code
+
+
+def _measure(
+    folder: RunFolder, text: bytes, contenders: list[Contender], request: Request, recipe: Recipe, errors: Console
+) -> tuple[int, str]:
+    """Measures all cells and writes them down; the exit code and how it ended, in words."""
+    turns = [REFERENCE, *(contender for contender in contenders if contender != REFERENCE)]
+    total = request.seeds * len(KINDS) * len(turns)
+    study = compare(
+        batches(text, request.seeds, recipe), contenders, covered=request.reference, max_iter=request.max_iter
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=errors, transient=True) as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a warning would say stands in the cells
+            task = progress.add_task("", total=total)
+            for done in range(total):
+                turn = turns[done % len(turns)]
+                where = f"seed {done // (len(KINDS) * len(turns))}, {KINDS[done // len(turns) % len(KINDS)]}"
+                progress.update(task, completed=done, description=f"{where}: {escape(_name(turn))}")
+                folder.append(next(study))
+                if not errors.is_terminal and done % len(turns) == len(turns) - 1:
+                    errors.print(f"{where}: done", highlight=False)
+    except KeyboardInterrupt:
+        message = f"Interrupted after {len(folder.cells)} of {total} cells; what is there is complete in itself."
+        folder.describe(complete=False, message=message)
+        return INTERRUPTED, message
+    except Exception as error:
+        folder.describe(complete=False, message="".join(traceback.format_exception(error)))
+        raise
+    failed = sum(cell.status == "failed" for cell in folder.cells)
+    message = f"{failed} of {total} cells failed." if failed else "Complete."
+    folder.describe(complete=True, message=message)
+    return (FAILED if failed else 0), message
+
+
+def _print(folder: RunFolder, request: Request, console: Console) -> None:
+    records = [asdict(cell) for cell in folder.cells]
+    for kind, set_name in zip(KINDS, (request.convex_set, request.nash_set), strict=True):
+        cells = [record for record in records if record["kind"] == kind]
+        if cells:
+            own = summarise(cells)
+            seeds = len({record["seed"] for record in cells})
+            about = f"{kind} on {set_name}, {request.scales} scales, {seeds} seeds, {request.dtype}, {request.device}"
+            console.print(report.table(own, report.title(own, about)))
+            console.print()
+            for line in (*report.rate_lines(rates(cells)), *report.notes(own)):
+                console.print(line, highlight=False)
+            console.print()
+
+
+def _picture(folder: RunFolder, errors: Console) -> str:
+    """Draws the picture if that is possible; what there is to say about it."""
+    if not any(cell.error_weights_mean is not None for cell in folder.cells):
+        return " (no errors were measured, so there is no picture)"
+    try:
+        from maha_opt.plots import save_picture
+    except ImportError:
+        errors.print("There is no picture, because matplotlib is missing: pip install 'maha-opt[study]'.", markup=False)
+        return ""
+    save_picture([asdict(cell) for cell in folder.cells], folder.path / PICTURE)
+    return f", {PICTURE}"
+
+
+def parse_solvers(text: str) -> list[Contender]:
+    """Reads ``--solvers``.
+
+    Raises:
+        ValueError: If one of them is unknown or does not take an option.
+    """
+    if text.strip() == "all":
+        words = [word for flag in available_solvers() for word in (flag, *VARIANTS.get(flag, ()))]
+        return [Contender.parse(word) for word in words]
+    words = [word for word in text.split(",") if word.strip()]
+    if not words:
+        raise ValueError("--solvers names no solver; 'all' takes every one.")
+    return [Contender.parse(word) for word in words]
+
+
+def parse_steps(text: str) -> list[int]:
+    """Reads ``--unroll``.
+
+    Raises:
+        ValueError: If it is not a list of positive integers.
+    """
+    try:
+        steps = sorted({int(word) for word in text.split(",") if word.strip()})
+    except ValueError:
+        steps = [0]
+    if steps and steps[0] < 1:
+        raise ValueError(f"--unroll must be positive integers with commas between them, but got {text!r}.")
+    return steps
+
+
+def parse_device(text: str) -> torch.device:
+    """Reads ``--device`` and tries it.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    try:
+        device = torch.device(text)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"--device {text} cannot be used here: {line}") from None
+    return device
+
+
+def _name(contender: Contender) -> str:
+    return contender.label if contender.steps is None else f"{contender.label}, {contender.steps} steps"

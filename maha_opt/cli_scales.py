@@ -1,0 +1,140 @@
+"""Text to problems: what a multiscale attention with random weights makes of a text, fused in two ways.
+
+This is a part of the command line, the only place of this package that may import `models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from maha_opt.cells import Batch
+from maha_opt.problems import convex_problem, nash_problem
+from maha_opt.sets import make_set
+from maha_opt.text import TextError
+from solvers import FeasibleSet
+
+CHANNELS, HEADS, RATIO = 64, 4, 2
+PASSAGE = 256
+"""Tokens of a passage, unless so many scales need more."""
+
+PER_PASSAGE = 64
+"""Problems that are drawn from one passage, about."""
+
+COUPLING = 0.5
+"""Standard deviation of the entries of the players' coupling."""
+
+SET_OPTIONS = {"capped_simplex": {"cap": 0.5}}
+"""Of the sets that do not go without."""
+
+
+class ScaleOutputs(NamedTuple):
+    """The answers of all scales at B tokens.
+
+    Attributes:
+        Y: (B, L, d).
+        available: (B, L) bool, whether the scale has a complete cell before the token.
+        target: (B, d), a random linear map of the token's embedding, in place of the one that a layer learns.
+    """
+
+    Y: Tensor
+    available: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How problems are made of a text.
+
+    Attributes:
+        problems: Number of problems of each kind and seed.
+        scales: L, at least 1; a cell of scale l is 2^l bytes.
+        convex_set: Feasible set of the convex problems, a name that `make_set` takes.
+        nash_set: Feasible set of the Nash problems.
+        ridge: As in `maha_opt.problems`.
+        price: L1 price of the finest scale, relative to the mean square of the scale outputs; each coarser scale costs
+            half of the one before, as it does in attention.
+        device: Where to compute.
+        dtype: In which type.
+    """
+
+    problems: int = 1024
+    scales: int = 4
+    convex_set: str = "simplex"
+    nash_set: str = "box"
+    ridge: float = 1e-2
+    price: float = 0.05
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float64
+
+
+def batches(text: bytes, seeds: int, recipe: Recipe) -> Iterator[Batch]:
+    """A batch of convex and a batch of Nash problems for each seed, made when their turn comes."""
+    for seed in range(seeds):
+        Y, available, target = scale_outputs(text, seed, recipe)
+        coupling = torch.randn(recipe.scales, recipe.scales, generator=torch.Generator().manual_seed(seed))
+        coupling = COUPLING * (coupling - coupling.mT).to(Y) / 2**0.5
+        cost = float(RATIO) ** -torch.arange(recipe.scales).to(Y)
+        common = {"ridge": recipe.ridge, "prices": recipe.price * Y.square().mean() * cost, "available": available}
+        yield Batch("convex", seed, convex_problem(Y, target, feasible=_set(recipe.convex_set), **common))
+        yield Batch("nash", seed, nash_problem(Y, coupling, feasible=_set(recipe.nash_set), **common))
+
+
+def _set(name: str) -> FeasibleSet:
+    return cast(FeasibleSet, make_set(name, SET_OPTIONS.get(name)))
+
+
+@torch.no_grad()
+def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> ScaleOutputs:
+    """Causal multiscale attention with random weights over random passages of a text, at random tokens of theirs.
+
+    The same seed gives the same weights, passages and tokens on every device and in every type.
+
+    Args:
+        text: Its bytes are the tokens.
+        seed: Of all that is random.
+        recipe: How many scales and problems, and where to compute.
+
+    Raises:
+        TextError: If the text is too short for the coarsest scale to exist.
+    """
+    from models import HierarchicalDecomposition, MultiscaleAttention
+
+    scales = recipe.scales
+    check_length(text, scales)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = _passages(text, -(-recipe.problems // PER_PASSAGE), max(PASSAGE, 2 * RATIO**scales))
+        chosen = torch.randperm(tokens.numel())[: recipe.problems]
+        embedding, target = nn.Embedding(256, CHANNELS), nn.Linear(CHANNELS, CHANNELS, bias=False)
+        decomposition = HierarchicalDecomposition(CHANNELS, scales, RATIO, causal=True)
+        attention = MultiscaleAttention(
+            CHANNELS, HEADS, scales, decomposition, window=max(16, RATIO**scales), causal=True
+        )
+    for module in (embedding, target, attention):
+        module.to(recipe.device, recipe.dtype)
+    inputs = embedding(tokens.to(recipe.device))
+    Y, available = attention(inputs)
+    here = chosen.to(recipe.device)
+    return ScaleOutputs(Y.flatten(0, 1)[here], available.flatten(0, 1)[here], target(inputs.flatten(0, 1)[here]))
+
+
+def check_length(text: bytes, scales: int) -> None:
+    """Raises TextError unless the text holds two cells of the coarsest scale."""
+    least = 2 * RATIO ** (scales - 1)
+    if len(text) < least:
+        raise TextError(
+            f"The text has {len(text)} bytes, but {scales} scales take at least {least}: use fewer --scales."
+        )
+
+
+def _passages(text: bytes, count: int, length: int) -> Tensor:
+    """Random passages (count, length) of a text, which may overlap; shorter where the text is."""
+    values = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    length = min(length, len(values))
+    starts = torch.randint(len(values) - length + 1, (count, 1))
+    return values[starts + torch.arange(length)].long()

@@ -1,0 +1,128 @@
+"""Who takes part in a comparison: a solver by its flag, with its options and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from solvers import FeasibleSet
+from solvers.registry import Solver, make_solver
+
+Option = int | float | str
+
+ONE_AT_A_TIME = ("cvxpylayers", "scipy")
+"""Solvers that go through a batch item by item: a sample of the items shows their time per problem as well."""
+
+ABOUT = {
+    "pivot": "exact: batched principal pivoting, with a safeguard that always ends; the default",
+    "cvxpylayers": "the exact reference: a cone program, one problem at a time",
+    "best_response": "every player answers the others, until nobody moves; damped",
+    "projected_gradient": "accelerated projected gradient; extragradient for games",
+    "mirror_descent": "entropic mirror descent; simplex only",
+    "scipy": "a second, independent oracle (SLSQP), one problem at a time; no gradient",
+    "softmax": "baseline: softmax of the scores, no coupling; simplex only",
+    "mean": "baseline: equal weights; sets with a total only",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to solve a problem.
+
+    >>> Contender.parse("projected_gradient:unroll=20:gradient=unrolled")
+    Contender(solver='projected_gradient', gradient='unrolled', options=(('unroll', 20),))
+
+    Attributes:
+        solver: Its flag.
+        gradient: How it is differentiated.
+        options: Options of the solver.
+    """
+
+    solver: str
+    gradient: str = "implicit"
+    options: tuple[tuple[str, Option], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """Reads ``flag`` or ``flag:option=value:…``, as `label` writes it.
+
+        Raises:
+            ValueError: If there is no such solver, or it does not take one of the options.
+        """
+        flag, *words = (word.strip() for word in text.split(":"))
+        options: dict[str, Option] = {}
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise ValueError(f"{text!r} must read solver:option=value, but {word!r} has no '='.")
+            options[name.strip()] = _value(value.strip())
+        gradient = str(options.pop("gradient", "implicit"))
+        contender = cls(flag, gradient, tuple(options.items()))
+        try:
+            flags = contender.make().gradients
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        if gradient != "implicit" and gradient not in flags:
+            raise ValueError(f"solver {flag!r} has no gradient={gradient!r}.")
+        return contender
+
+    @property
+    def label(self) -> str:
+        """The flag and what distinguishes it from its defaults, without the number of steps."""
+        words = [self.solver] + [f"{name}={value}" for name, value in self.options if name != "unroll"]
+        if self.gradient != "implicit" and not (self.gradient == "unrolled" and self.steps):
+            words.append(f"gradient={self.gradient}")
+        return ":".join(words)
+
+    @property
+    def steps(self) -> int | None:
+        """The fixed number of iterations, or None."""
+        steps = dict(self.options).get("unroll")
+        return None if steps is None else int(steps)
+
+    @property
+    def iterative(self) -> bool:
+        """Whether it approaches the solution step by step."""
+        return "unrolled" in self.make().gradients
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its answer carries a gradient."""
+        return bool(self.make().gradients)
+
+    def make(self) -> Solver:
+        """The solver itself."""
+        return make_solver(self.solver, dict(self.options))
+
+    def why_not(self, feasible: FeasibleSet) -> str | None:
+        """Why it cannot take this set, in words; None if it can."""
+        try:
+            self.make().check_set(feasible)
+        except ValueError as error:
+            return str(error)
+        return None
+
+
+def expand(contenders: Iterable[Contender], steps: Iterable[int]) -> list[Contender]:
+    """Adds to every iterative solver itself after a fixed number of steps, differentiated through them.
+
+    >>> [(c.label, c.steps) for c in expand([Contender("pivot"), Contender("mirror_descent")], [5])]
+    [('pivot', None), ('mirror_descent', None), ('mirror_descent', 5)]
+    """
+    steps, expanded = list(steps), []
+    for contender in contenders:
+        expanded.append(contender)
+        if contender.steps is None and contender.gradient == "implicit" and contender.iterative:
+            expanded += [
+                Contender(contender.solver, "unrolled", (*contender.options, ("unroll", count))) for count in steps
+            ]
+    return list(dict.fromkeys(expanded))
+
+
+def _value(text: str) -> Option:
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
+    return text

@@ -1,0 +1,238 @@
+r"""From scale outputs to a problem: the convex aggregation and the Nash aggregation.
+
+Scale outputs `Y` have rows `y_l ∈ R^d`, one for each scale, and `G = YYᵀ/d`.
+
+- Convex: `min ½‖Σ_l w_l y_l − t‖²/d + Σ_l λ_l|w_l| + ½ρ‖w − w̄‖²`, so `M = G + ρI`, `q = −Yt/d − ρw̄`.
+- Nash: player l chooses `w_l` and pays `½‖y_l − Σ_k (1 + a)_lk w_k y_k‖²/d + λ_l|w_l| + ½ρw_l²` with an antisymmetric
+  `a`, so `M = (1 + a)∘G + ρI`, `q = −diag(G)`. Since `a∘G` is antisymmetric, `½(M + Mᵀ) = G + ρI` for every `a`: the
+  game is strongly monotone and has one equilibrium.
+
+Ridge and prices are relative to the mean square of the scale outputs, `p = trace(G)/(number of scales that exist)`:
+`ρ = ridge · p` and `λ_l = prices_l · p`. So `Y` and `t` times a constant give the same weights, and the conditioning is
+the same for data of every size.
+
+Source: the objective of the published MAHA layer is `target="consensus"`; the rest is our own derivation.
+
+Everything is computed in at least float32, also under autocast, and is differentiable in all tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from maha_opt.scale_outputs import (
+    ScaleOutputs,
+    check_shape,
+    full_precision,
+    gram,
+    gram_of,
+    real_part,
+    token_mean,
+)
+from maha_opt.sets import restrict
+from solvers import AffineVI, Box, FeasibleSet, Simplex
+
+__all__ = ["SMALLEST_POWER", "convex_problem", "gram", "nash_problem"]
+
+SMALLEST_POWER = 1e-12
+"""Least mean square `p` that ridge and prices are taken of: below it the data count as zero, like padding."""
+
+SIMPLEX = Simplex()
+UNIT_BOX = Box(0.0, 1.0)
+
+
+def convex_problem(
+    Y: Tensor,
+    target: Tensor | str,
+    *,
+    ridge: float = 1e-2,
+    prior: Tensor | None = None,
+    prices: Tensor | float = 0.0,
+    feasible: FeasibleSet = SIMPLEX,
+    available: Tensor | None = None,
+    tokens: Tensor | None = None,
+) -> AffineVI:
+    """The convex aggregation, `min ½‖Σ_l w_l y_l − t‖²/d + Σ_l λ_l|w_l| + ½ρ‖w − w̄‖²` over the feasible set.
+
+    `target="consensus"` is the published objective, `Σ_l ‖y_l − Σ_k w_k y_k‖²`: up to a constant and the factor
+    `2·L·d` it is the above with the mean of the scales as `t`. Over the simplex the plain mean, `w = 1/L`, is its
+    minimiser for any data. Over the simplex, prices that are the same for all scales change nothing either, because
+    `Σ|w_l| = 1` is a constant: neither the weights nor any gradient.
+
+    >>> from solvers import solve
+    >>> Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> solve(convex_problem(Y, torch.tensor([3.0, 0.0]))).weights
+    tensor([1., 0.])
+    >>> solve(convex_problem(Y, "consensus")).weights
+    tensor([0.5000, 0.5000])
+
+    Args:
+        Y: (..., L, d) scale outputs, floating point; with `tokens`, (..., n, L, d).
+        target: (..., d) what the fused output shall be near, or "consensus".
+        ridge: ≥ 0, in units of the mean square of the scale outputs; a positive one makes the solution unique.
+        prior: (..., L) the weights `w̄` that the ridge draws to; None: equal weights of sum 1 over what exists.
+        prices: ≥ 0, a number or (..., L), in units of the mean square of the scale outputs.
+        feasible: The set of all weights that are allowed; scales that do not exist are masked out of it here.
+        available: (..., L) bool, True where a scale exists; None: all do. What the others hold is ignored, even NaN.
+        tokens: (..., n) bool, True for real tokens: one problem for all of them together, made of the mean of their
+            Gram matrices and scores. A scale exists for it if it exists for one of them. None: a problem for each.
+
+    Returns:
+        Problems of shape (...), of the type of `Y`, float32 at least.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has the wrong shape or value; the message names it.
+    """
+    outputs = real_part(Y, available, tokens)
+    return convex_from(outputs, target, ridge=ridge, prior=prior, prices=prices, feasible=feasible)
+
+
+def convex_from(
+    outputs: ScaleOutputs,
+    target: Tensor | str,
+    *,
+    ridge: float,
+    prior: Tensor | None = None,
+    prices: Tensor | float,
+    feasible: FeasibleSet,
+) -> AffineVI:
+    """`convex_problem` of scale outputs that have been checked and cleared."""
+    _check_ridge(ridge)
+    Y, available, tokens = outputs
+    with full_precision(Y):
+        G = token_mean(gram_of(Y), tokens, trailing=2)
+        count = _count(Y, available)
+        if isinstance(target, Tensor):
+            scores = _scores(Y, target, tokens)
+        elif target == "consensus":
+            scores = G.sum(-1) / count
+        else:
+            raise ValueError(f'target must be a tensor or "consensus", but got {target!r}.')
+        if prior is None:
+            prior = count.reciprocal()
+        else:
+            check_shape("prior", prior, scores.shape)
+        power = _power(G, count)
+        rho = ridge * power
+        return AffineVI(
+            M=_plus_diagonal(G, rho),
+            q=-scores - rho * prior.to(Y.dtype),
+            feasible=restrict(feasible, available, Y.dtype),
+            l1=_l1(prices, power),
+            symmetric=True,
+        )
+
+
+def nash_problem(
+    Y: Tensor,
+    coupling: Tensor | None = None,
+    *,
+    ridge: float = 1e-2,
+    prices: Tensor | float = 0.0,
+    feasible: FeasibleSet = UNIT_BOX,
+    available: Tensor | None = None,
+    tokens: Tensor | None = None,
+    symmetric: bool | None = None,
+) -> AffineVI:
+    """The Nash aggregation: player l pays `½‖y_l − Σ_k (1 + a)_lk w_k y_k‖²/d + λ_l|w_l| + ½ρw_l²` and chooses `w_l`.
+
+    Without a coupling it is a potential game, whose equilibrium minimises `½wᵀ(G + ρI)w − diag(G)·w + Σ λ_l|w_l|`. With
+    `feasible=Simplex()` the players share the constraint, and the solution is the variational equilibrium.
+
+    >>> from solvers import solve
+    >>> Y = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> solve(nash_problem(Y, ridge=1e-6)).weights  # players of the same output share the work
+    tensor([0.5000, 0.5000, 1.0000])
+
+    Args:
+        Y: (..., L, d) scale outputs, floating point; with `tokens`, (..., n, L, d).
+        coupling: (L, L) or (..., L, L), the antisymmetric `a`; None: zero. That it is antisymmetric is not checked;
+            `solve(..., check_monotone=True)` looks at the game that it makes.
+        ridge: ≥ 0, in units of the mean square of the scale outputs; a positive one makes the equilibrium unique.
+        prices: ≥ 0, a number or (..., L), in units of the mean square of the scale outputs.
+        feasible: The set of all weights that are allowed; scales that do not exist are masked out of it here.
+        available: (..., L) bool, as in `convex_problem`.
+        tokens: (..., n) bool, as in `convex_problem`.
+        symmetric: Whether `M` is known to be symmetric or not; None: it is without a coupling, and with one every
+            problem is asked.
+
+    Returns:
+        Problems of shape (...), of the type of `Y`, float32 at least.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has the wrong shape or value; the message names it.
+    """
+    outputs = real_part(Y, available, tokens)
+    return nash_from(outputs, coupling, ridge=ridge, prices=prices, feasible=feasible, symmetric=symmetric)
+
+
+def nash_from(
+    outputs: ScaleOutputs,
+    coupling: Tensor | None,
+    *,
+    ridge: float,
+    prices: Tensor | float,
+    feasible: FeasibleSet,
+    symmetric: bool | None = None,
+) -> AffineVI:
+    """`nash_problem` of scale outputs that have been checked and cleared."""
+    _check_ridge(ridge)
+    Y, available, tokens = outputs
+    with full_precision(Y):
+        G = token_mean(gram_of(Y), tokens, trailing=2)
+        M = G
+        if coupling is not None:
+            check_shape("coupling", coupling, G.shape)
+            M = G + coupling.to(G.dtype) * G
+        power = _power(G, _count(Y, available))
+        return AffineVI(
+            M=_plus_diagonal(M, ridge * power),
+            q=-G.diagonal(dim1=-2, dim2=-1),
+            feasible=restrict(feasible, available, Y.dtype),
+            l1=_l1(prices, power),
+            symmetric=True if coupling is None else symmetric,
+        )
+
+
+def _scores(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
+    """`Yt/d`, (..., L)."""
+    check_shape("target", target, (*Y.shape[:-2], Y.shape[-1]))
+    target = target.to(Y.dtype)
+    if tokens is not None:
+        target = torch.where(tokens.unsqueeze(-1), target, 0.0)
+    return token_mean((Y * target.unsqueeze(-2)).mean(-1), tokens, trailing=1)
+
+
+def _count(Y: Tensor, available: Tensor | None) -> Tensor:
+    """Number of scales that exist, (..., 1) or (1,)."""
+    if available is None:
+        return Y.new_full((1,), Y.shape[-2])
+    return available.sum(-1, keepdim=True).clamp(min=1).to(Y.dtype)
+
+
+def _power(G: Tensor, count: Tensor) -> Tensor:
+    """Mean square of the scale outputs that exist, (..., 1): the unit of ridge and prices."""
+    return (G.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / count).clamp(min=SMALLEST_POWER)
+
+
+def _check_ridge(ridge: float) -> None:
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge must be non-negative and finite, but got {ridge}.")
+
+
+def _plus_diagonal(M: Tensor, rho: Tensor) -> Tensor:
+    return M + torch.diag_embed(rho.expand(M.shape[:-1]))
+
+
+def _l1(prices: Tensor | float, power: Tensor) -> Tensor | float:
+    """λ, a number only where there is no price, which spares the solvers the term."""
+    if not isinstance(prices, Tensor):
+        if not 0 <= prices < math.inf:
+            raise ValueError(f"prices must be non-negative and finite, but got {prices}.")
+        return prices * power if prices else 0.0
+    return prices.to(power.dtype) * power

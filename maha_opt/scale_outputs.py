@@ -1,0 +1,161 @@
+"""Scale outputs `Y` as a problem reads them: checked, in full precision, zero where nothing exists; and `G = YYᵀ/d`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def gram(Y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`G = YYᵀ/d`.
+
+    >>> gram(torch.tensor([[1.0, 1.0], [2.0, 0.0]]))
+    tensor([[1., 1.],
+            [1., 2.]])
+
+    Args:
+        Y: (..., L, d), floating point.
+        mask: (..., L) bool; rows where it is False count as zero, whatever they hold. None: all rows count.
+
+    Returns:
+        (..., L, L), in at least float32.
+
+    Raises:
+        TypeError: `Y` is not floating point, or `mask` is not boolean.
+        ValueError: A shape does not fit; the message names the argument.
+    """
+    if mask is not None:
+        check_mask("mask", mask, Y.shape[:-1])
+    Y = checked_outputs(Y)
+    with full_precision(Y):
+        return gram_of(Y if mask is None else torch.where(mask.unsqueeze(-1), Y, 0.0))
+
+
+class ScaleOutputs(NamedTuple):
+    """What the problems of an aggregation are made of, see `real_part`.
+
+    Attributes:
+        Y: (..., L, d), or (..., n, L, d) with `tokens`; float32 or float64, zero where nothing exists.
+        available: (..., L) bool, which scales exist for each problem; None: all do.
+        tokens: (..., n) bool, the real tokens that share a problem; None: there is a problem for each.
+    """
+
+    Y: Tensor
+    available: Tensor | None
+    tokens: Tensor | None
+
+
+def real_part(Y: Tensor, available: Tensor | None, tokens: Tensor | None) -> ScaleOutputs:
+    """Checks scale outputs and clears what does not exist.
+
+    Args:
+        Y: (..., L, d), or (..., n, L, d) with `tokens`; floating point.
+        available: as `Y` without d, bool; None: all scales exist.
+        tokens: (..., n) bool, True where a token is real; None: every token is a problem of its own.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has the wrong shape; the message names it.
+    """
+    Y = checked_outputs(Y)
+    exists = None
+    if available is not None:
+        check_mask("available", available, Y.shape[:-1])
+        exists = available
+    if tokens is not None:
+        if Y.ndim < 3:
+            raise ValueError(f"Y must have shape (..., n, L, d) where tokens are given, but has {tuple(Y.shape)}.")
+        check_mask("tokens", tokens, Y.shape[:-2])
+        real = tokens.unsqueeze(-1)
+        exists = real if exists is None else exists & real
+        if available is not None:  # where no token is real the problem is a dummy, but not an empty one
+            available = exists.any(-2) | ~tokens.any(-1, keepdim=True)
+    if exists is not None:  # not multiplied by 0: NaN would come back in the gradient of the neighbours
+        Y = torch.where(exists.unsqueeze(-1), Y, 0.0)
+    return ScaleOutputs(Y, available, tokens)
+
+
+def token_mean(values: Tensor, tokens: Tensor | None, *, trailing: int) -> Tensor:
+    """Mean over the real tokens of (..., n, *trailing) values, which are zero at the others."""
+    if tokens is None:
+        return values
+    count = tokens.sum(-1).clamp(min=1).to(values.dtype)
+    return values.sum(-1 - trailing) / count.reshape(*count.shape, *([1] * trailing))
+
+
+def gram_of(Y: Tensor) -> Tensor:
+    """`G = YYᵀ/d` of outputs that have been checked."""
+    return _Gram.apply(Y)  # pyright: ignore[reportReturnType]
+
+
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast leaves the types on the device of a tensor as they are."""
+    device = like.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def checked_outputs(Y: Tensor) -> Tensor:
+    """`Y` in at least float32.
+
+    Raises:
+        TypeError: It is not a floating point tensor.
+        ValueError: It has not at least one scale and one channel.
+    """
+    if not isinstance(Y, Tensor) or not Y.is_floating_point():
+        raise TypeError(f"Y must be a floating point tensor, but got {describe(Y)}.")
+    if Y.ndim < 2 or 0 in Y.shape[-2:]:
+        raise ValueError(f"Y must have shape (..., L, d) with L, d ≥ 1, but has {tuple(Y.shape)}.")
+    return Y.to(torch.promote_types(Y.dtype, torch.float32))
+
+
+def check_mask(name: str, mask: Tensor, shape: Sequence[int]) -> None:
+    """Raises TypeError or ValueError unless a mask is boolean and broadcasts to a shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a boolean tensor, but got {describe(mask)}.")
+    check_shape(name, mask, shape)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError unless a tensor broadcasts to a shape, and has its last dimension already."""
+    own, shape = tuple(tensor.shape), tuple(shape)
+    fits = len(own) <= len(shape) and own[-1:] == shape[-1:]
+    if not fits or any(mine not in (1, wanted) for mine, wanted in zip(own[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name} must have shape {shape} or broadcast to it, but has {own}.")
+
+
+def check_exact(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raises ValueError unless a tensor has a shape."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, but has {tuple(tensor.shape)}.")
+
+
+def describe(value: object) -> str:
+    """The type of a value, in the words of an error message."""
+    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+class _Gram(torch.autograd.Function):
+    """`YYᵀ/d` with the derivative `(g + gᵀ)Y/d`: one product where automatic differentiation makes two slow ones."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Y: Tensor) -> Tensor:
+        return Y @ Y.mT / Y.shape[-1]
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *cotangents: Tensor) -> Tensor:
+        (g,), (Y,) = cotangents, ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        return (g + g.mT) @ Y / Y.shape[-1]
