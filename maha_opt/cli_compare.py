@@ -131,12 +131,13 @@ def _print(folder: RunFolder, request: Request, console: Console) -> None:
         if cells:
             own = summarise(cells)
             seeds = len({record["seed"] for record in cells})
-            about = f"{kind} on {set_name}, {request.scales} scales, {seeds} seeds, {request.dtype}, {request.device}"
+            sizes = f"{_count(request.scales, 'scale')}, {_count(seeds, 'seed')}"
+            about = f"{kind} on {set_name}: {sizes}, {request.dtype}, {request.device}"
             console.print(report.table(own, report.title(own, about)))
             console.print()
-            for line in (*report.rate_lines(rates(cells)), *report.notes(own)):
-                console.print(line, highlight=False)
-            console.print()
+            lines = [*report.rate_lines(rates(cells)), *report.notes(own)]
+            if lines:
+                console.print("\n".join(lines) + "\n", highlight=False)
 
 
 def _picture(folder: RunFolder, errors: Console) -> str:
@@ -195,6 +196,10 @@ def parse_device(text: str) -> torch.device:
         line = str(error).splitlines()[0]
         raise ValueError(f"--device {text} cannot be used here: {line}") from None
     return device
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _name(contender: Contender) -> str:

@@ -47,12 +47,16 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Reference:
-    """The reference's answers to the first items, and which of them may be used for what."""
+    """The reference's answers to the first items, and which of them may be used for what.
+
+    Gradients smaller than ``least_gradient`` are rounding around zero, as where a set leaves no choice.
+    """
 
     answer: _Answer
     certified: Tensor
     smooth: Tensor
     seconds_per_problem: float
+    least_gradient: float
 
 
 def compare(
@@ -118,7 +122,8 @@ def _measure_reference(batch: Batch, cotangent: Tensor, covered: int, repeats: i
     except Exception as error:
         return _failed(cell, error), None
     certified = answer.solution.converged
-    reference = _Reference(answer, certified, smooth & certified, seconds)
+    least = float(1e-6 * cotangent.norm() / problem.M.abs().max().clamp_min(1e-300))
+    reference = _Reference(answer, certified, smooth & certified, seconds, least)
     cell = replace(cell, **_certificates(answer, problem), **_counts(reference))
     return replace(cell, seconds_per_problem=seconds, repeats=calls, speed_up=1.0), reference
 
@@ -232,8 +237,9 @@ def _errors(answer: _Answer, reference: _Reference) -> dict[str, float]:
         errors = {"error_weights_max": float(difference.max()), "error_weights_mean": float(difference.mean())}
     for name in ("gradient_q", "gradient_M"):
         own, true = getattr(answer, name), getattr(exact, name)[reference.smooth]
-        if own is not None and bool((true != 0).any()):
-            errors[f"error_{name}"] = float((own[:n].double()[reference.smooth] - true).norm() / true.norm())
+        if own is not None and len(true):
+            difference = (own[:n].double()[reference.smooth] - true).norm()
+            errors[f"error_{name}"] = float(difference / true.norm().clamp_min(reference.least_gradient))
     return errors
 
 

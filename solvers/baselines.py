@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -22,7 +22,7 @@ class Softmax:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
-    to_tolerance: ClassVar[bool] = False
+    to_tolerance: bool = field(default=False, init=False, repr=False)
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class Softmax:
         scores = -problem.q / self.temperature
         if problem.exists is not None:
             scores = scores.masked_fill(~problem.exists, -torch.inf)
-        return problem.total * scores.softmax(0), torch.zeros_like(scores[0], dtype=torch.long)
+        return problem.required_total * scores.softmax(0), torch.zeros_like(scores[0], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Mean:
     """Equal weights ``w_i = total / L`` over the coordinates that exist."""
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
-    to_tolerance: ClassVar[bool] = False
+    to_tolerance: bool = field(default=False, init=False, repr=False)
 
     def check_set(self, feasible: FeasibleSet) -> None:
         """Takes sets with a total."""
@@ -60,4 +60,4 @@ class Mean:
         """Weights ``(L, B)`` after zero iterations."""
         del tol, max_iter
         exists = torch.ones_like(problem.q) if problem.exists is None else problem.exists.to(problem.q.dtype)
-        return problem.total * exists / exists.sum(0), torch.zeros_like(problem.q[0], dtype=torch.long)
+        return problem.required_total * exists / exists.sum(0), torch.zeros_like(problem.q[0], dtype=torch.long)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from solvers.iterate import State, iterate
+from solvers.iterate import State, check_unroll, iterate
 from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -39,6 +39,7 @@ class BestResponse:
     sweep: Literal["jacobi", "gauss_seidel"] = "jacobi"
 
     def __post_init__(self) -> None:
+        check_unroll(self.unroll)
         if self.damping is not None and not 0 < self.damping <= 1:
             raise ValueError(f"damping must be in (0, 1], but got {self.damping}.")
         if self.sweep not in ("jacobi", "gauss_seidel"):
@@ -103,7 +104,9 @@ class BestResponse:
         descending = 2 / (1 + rho.clamp_min(1.0))
         if problem.symmetric is True:
             return descending
-        mu = torch.linalg.eigvalsh((0.5 * (A + A.transpose(0, 1))).movedim(-1, 0))[..., 0].clamp_min(1e-12)
+        S = (0.5 * (A + A.transpose(0, 1))).movedim(-1, 0)
+        S = S + torch.diag_embed((problem.diagonal() == 0).to(S.dtype).T)  # coordinates that do not exist
+        mu = torch.linalg.eigvalsh(S)[..., 0].clamp_min(1e-12)
         ell = torch.minimum((A * A).sum((0, 1)).sqrt(), (rho * A.abs().sum(0).amax(0)).sqrt())
         contracting = (mu / (ell * ell)).clamp_max(1.0)
         return torch.where(problem.is_symmetric(), descending, contracting)

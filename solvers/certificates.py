@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from solvers.prox import clamp, leaving_prices, pieces, prox
 from solvers.problem import AffineVI
+from solvers.prox import clamp, leaving_prices, pieces, prox
 from solvers.standard_form import StandardForm
 
 
@@ -53,12 +53,13 @@ def feasibility_violation(problem: AffineVI, weights: Tensor) -> Tensor:
 
 
 def exploitability(problem: AffineVI, weights: Tensor) -> Tensor:
-    """``max_i [J_i(w) − min_{v_i} J_i(v_i, w_{−i})]``, shape ``(*batch,)``; ≥ 0, infinite if a player gains without end.
+    """``max_i [J_i(w) − min_{v_i} J_i(v_i, w_{−i})]``, shape ``(*batch,)``; ≥ 0, infinite where a gain has no end.
 
-    Player i pays ``J_i(w) = ½M_ii w_i² + (q_i + Σ_{j≠i} M_ij w_j) w_i + λ_i|w_i|`` and chooses ``w_i`` between its bounds.
-    A sum constraint is shared by the players. Alone, nobody can deviate from an equality, so there the game is the one
-    whose variational equilibria these are (Rosen 1965): everybody pays the common price ``ν w_i`` of the sum too, with
-    the ``ν ≥ 0`` (any ``ν`` for an equality) that ``w − (Mw + q)`` implies, and deviates between its bounds.
+    Player i pays ``J_i(w) = ½M_ii w_i² + (q_i + Σ_{j≠i} M_ij w_j) w_i + λ_i|w_i|`` and chooses ``w_i`` between its
+    bounds. A sum constraint is shared by the players. Alone, nobody can deviate from an equality, so there the game
+    is the one whose variational equilibria these are (Rosen 1965): everybody pays the common price ``ν w_i`` of the
+    sum too, with the ``ν ≥ 0`` (any ``ν`` for an equality) that ``w − (Mw + q)`` implies, and deviates between its
+    bounds.
 
     Args:
         problem: The problem.
@@ -89,10 +90,10 @@ def exploitability(problem: AffineVI, weights: Tensor) -> Tensor:
 def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
     """Upper bound on ``P(w) − min P`` from a feasible dual point, shape ``(*batch,)``; for symmetric ``M`` only.
 
-    The dual of ``min ½wᵀMw + qᵀw + h(w)`` is ``max_u −½uᵀMu − h*(−Mu − q)``. We take ``u = w``, or where that leaves the
-    domain of ``h*`` (an unbounded side) ``u = w + M⁻¹e`` with the least ``e`` that brings it back; the multiplier of the
-    sum inside ``h*`` is the price that ``w − (Mw + q)`` implies. Infinite where ``M`` is singular and no such ``u`` exists.
-    For feasible ``w`` it is ≥ 0 up to rounding.
+    The dual of ``min ½wᵀMw + qᵀw + h(w)`` is ``max_u −½uᵀMu − h*(−Mu − q)``. We take ``u = w``, or where that leaves
+    the domain of ``h*`` (an unbounded side) ``u = w + M⁻¹e`` with the least ``e`` that brings it back; the multiplier
+    of the sum inside ``h*`` is the price that ``w − (Mw + q)`` implies. Infinite where ``M`` is singular and no such
+    ``u`` exists. For feasible ``w`` it is ≥ 0 up to rounding.
 
     Args:
         problem: The problem.
@@ -113,7 +114,10 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
         torch.maximum(slope, torch.where(lower == -inf, -l1, -inf)), torch.where(upper == inf, l1, inf)
     )
     e = slope - allowed
-    u = w + torch.linalg.solve_ex(standard.M.movedim(-1, 0), e.T.unsqueeze(-1)).result.squeeze(-1).T
+    M = standard.M.movedim(-1, 0)
+    if standard.exists is not None:  # e is 0 there: anything regular will do
+        M = M + torch.diag_embed((~standard.exists).to(M.dtype).T)
+    u = w + torch.linalg.solve_ex(M, e.T.unsqueeze(-1)).result.squeeze(-1).T
     u = torch.where((e == 0).all(0), w, u)
 
     corner = torch.where(allowed > 0, upper, lower)  # where max_v allowed·v − λ|v| is attained, if not at 0 …
@@ -131,9 +135,9 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
 def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """The natural residual in standard form, and what it may be for a relative tolerance ``tol``; each ``(B,)``.
 
-    The tolerance is ``tol · min(a, b) + 64 ε max(a, b)``, with ``a = ‖w‖_∞``, ``b = ‖|M||w| + |q| + λ‖_∞`` and the machine
-    epsilon ``ε``. The residual is a length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the
-    two scales; the second term is what rounding alone puts into the residual.
+    The tolerance is ``tol · min(a, b) + 64 ε max(a, b)``, with ``a = ‖w‖_∞``, ``b = ‖|M||w| + |q| + λ‖_∞`` and the
+    machine epsilon ``ε``. The residual is a length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the
+    smaller of the two scales; the second term is what rounding alone puts into the residual.
     """
     products = problem.M * w
     residual = (w - prox(problem, w - (products.sum(1) + problem.q))).abs().amax(0)
@@ -163,7 +167,7 @@ def _price(problem: StandardForm, w: Tensor) -> Tensor:
     z = torch.where(on.free, z, 0.0 if on.held is None else on.held)
     count = on.free.sum(0)
     price = (z.sum(0) - problem.total) / count.clamp_min(1)
-    if problem.upper is not None or problem.l1 is not None:
+    if not problem.nonnegative:
         price = torch.where(count > 0, price, _price_at_vertex(problem, w, on.held))
     return price if on.tight is None else price * on.tight
 

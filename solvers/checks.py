@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 
 import torch
@@ -110,4 +111,12 @@ def report(messages: list[tuple[str, Tensor]], batch_shape: list[int], on_failur
         return
     if on_failure == "raise":
         raise error("; ".join(found) + ".")
-    warnings.warn("; ".join(found) + ".", stacklevel=5)
+    warnings.warn("; ".join(found) + ".", stacklevel=_frames_of_ours())
+
+
+def _frames_of_ours() -> int:
+    """How many frames up the first one outside of this package is, so that a warning points at the user's line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "solvers":
+        frame, level = frame.f_back, level + 1
+    return level - 1

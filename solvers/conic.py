@@ -2,8 +2,8 @@ r"""The exact reference: the problem as a cone program, solved and differentiate
 
 Symmetric ``M = SᵀS``:  ``min ½‖Sw‖² + qᵀw + ‖λ∘w‖₁`` over C.
 
-Any monotone ``M``, with ``SᵀS = ½(M + Mᵀ)``: the gap program, convex because ``wᵀMw = ‖Sw‖²``. The support function of C
-in ``gap(w) = wᵀ(Mw + q) + λ·|w| + max_{v ∈ C} −(Mw + q)·v − λ·|v|`` is replaced by its linear programming dual,
+Any monotone ``M``, with ``SᵀS = ½(M + Mᵀ)``: the gap program, convex because ``wᵀMw = ‖Sw‖²``. The support function
+of C in ``gap(w) = wᵀ(Mw + q) + λ·|w| + max_{v ∈ C} −(Mw + q)·v − λ·|v|`` is replaced by its linear programming dual,
 
     min ‖Sw‖² + qᵀw + ‖λ∘w‖₁ + upper·α − lower·β + total·ν
     s.t. Mw + q + z + α − β + ν1 = 0,  |z| ≤ λ,  α, β ≥ 0,  ν ≥ 0 for a budget,  w ∈ C,
@@ -14,7 +14,7 @@ whose optimum is 0 and attained by the solution of the variational inequality.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ class CvxpyLayers:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
-    to_tolerance: ClassVar[bool] = True
+    to_tolerance: bool = field(default=True, init=False, repr=False)
     eps: float = 1e-10
     max_iters: int = 100_000
 
@@ -43,7 +43,7 @@ class CvxpyLayers:
         """Takes every set."""
 
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """Weights ``(L, B)``, connected to the problem's tensors by their KKT derivative; iterations are not reported."""
+        """Weights ``(L, B)``, connected to the problem's tensors by their KKT derivative; iterations are not told."""
         del tol
         device, dtype = problem.q.device, problem.q.dtype
         args: dict[str, Any] = {
@@ -104,7 +104,7 @@ def _by_program(problem: StandardForm) -> list[tuple[Tensor, _Program]]:
 def _layer(program: _Program) -> tuple[Any, tuple[str, ...]]:
     """The cvxpylayer of a program and the names of its parameters, in order."""
     import cvxpy as cp
-    from cvxpylayers.torch import CvxpyLayer
+    from cvxpylayers.torch import CvxpyLayer  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 
     L = len(program.coordinates)
     w = cp.Variable(L)

@@ -12,9 +12,9 @@ so for a cotangent ``g`` of ``w`` solve ``M_FFᵀ y_F + ν 1 = g_F``, ``1ᵀ y_F
 for a coordinate i held at that bound (Amos and Kolter 2017, and Agrawal et al. 2019, for the general case).
 
 Where a multiplier and its slack are both zero the solution map has a kink. There a coordinate on a threshold counts as
-held and a budget as active, which is the derivative of one of the adjacent pieces (as in sparsemax). Where no coordinate
-is free and the sum is tight, the one is released that would rise first if the sum could grow, or, if none can rise,
-the one that would fall first if it shrank.
+held and a budget as active, which is the derivative of one of the adjacent pieces (as in sparsemax). Where no
+coordinate is free and the sum is tight, the one is released that would rise first if the sum could grow, or, if none
+can rise, the one that would fall first if it shrank.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class _Implicit(torch.autograd.Function):
         (g,) = cotangents
         w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
         w = torch.where(w.isnan(), 0.0, w)
-        scale = M.detach().abs().amax((0, 1)) if ctx.has_total else 1.0
-        y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight, scale=scale)
+        y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight)
         dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
         d_lower = d_upper = None
         if any(ctx.needs_input_grad[3:5]):
@@ -97,7 +96,7 @@ def _pieces_at_solution(problem: StandardForm, w: Tensor) -> Pieces:
     known = (w == w).all(0)  # not NaN
     free = on.free & known
     at_lower, at_upper = on.at_lower, on.at_upper
-    if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
+    if problem.total is not None and not problem.nonnegative:
         stuck = known & ~free.any(0) if on.tight is None else on.tight & known & ~free.any(0)
         rises, falls = leaving_prices(problem, w, on.held)
         can_rise = rises.isfinite().any(0)

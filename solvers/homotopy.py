@@ -26,7 +26,7 @@ def follow_path(
     """Solves each problem of the batch by path following, started where ``guess`` would be optimal.
 
     Args:
-        problem: Problems with ``½(M + Mᵀ)`` positive definite.
+        problem: Problems with ``½(M + Mᵀ)`` positive definite and ``max |M_ij|`` of about 1.
         guess: ``(L, B)``, any finite weights.
         price: ``(B,)``, a guess of the price of the sum; ignored without one.
         max_pivots: Bound on the number of pivots in each of the two phases.
@@ -134,8 +134,8 @@ def _follow(
         if direction is None:
             end = torch.ones_like(until)
         else:
-            missing = sub.total - w.sum(0)
-            met = missing.abs() <= 8 * torch.finfo(w.dtype).eps * (1 + sub.total.abs())
+            missing = sub.required_total - w.sum(0)
+            met = missing.abs() <= 8 * torch.finfo(w.dtype).eps * (1 + sub.required_total.abs())
             rate = dw.sum(0)
             end = torch.where(met & (rate == 0), time, missing / torch.where(rate == 0, torch.inf, rate))
             end = torch.where((rate == 0) & ~met, torch.inf, end)
@@ -149,9 +149,7 @@ def _follow(
     return final, pivots
 
 
-def _solved_at(
-    problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, q: Tensor, seed: int
-) -> Tensor:
+def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, q: Tensor, seed: int) -> Tensor:
     """A ``q₀`` near ``q`` whose solution lies strictly inside the stairs ``state``.
 
     The distances from the stairs' ends are drawn at random, so that on the way no two coordinates tie.
@@ -189,7 +187,10 @@ def _line(problem: StandardForm, stairs: Tensor, state: Tensor, origin: Tensor, 
 
 
 def _polish(problem: StandardForm, stairs: Tensor, state: Tensor, q: Tensor | None) -> Tensor:
-    """The solution on the stairs ``state``, for another ``q`` without the sum, with one step of refinement."""
+    """The solution on the stairs ``state``, for another ``q`` without the sum, refined once.
+
+    ``M`` is of size 1: the solver normalises it.
+    """
     value = stairs.gather(0, state.unsqueeze(0))[0]
     free = state % 2 == 0
     held, slope = torch.where(free, 0.0, value), torch.where(free, value, 0.0)
@@ -198,8 +199,8 @@ def _polish(problem: StandardForm, stairs: Tensor, state: Tensor, q: Tensor | No
     w, price = held, torch.zeros_like(problem.q[0])
     for _ in range(2):
         rest = -((problem.M * w).sum(1) + q + slope + price)
-        missing = problem.total - w.sum(0) if with_sum else None
-        dw, dprice = solve_pieces(problem.M, free, rest, missing, pivoting=True)
+        missing = problem.required_total - w.sum(0) if with_sum else None
+        dw, dprice = solve_pieces(problem.M, free, rest, missing, shift=1.0, pivoting=True)
         w = w + dw
         if dprice is not None:
             price = price + dprice

@@ -71,20 +71,20 @@ def solve(
         problem: The problems.
         solver: One of `available_solvers`.
         gradient: ``"implicit"`` differentiates the solution through its optimality conditions, whatever solver found
-            it. ``"unrolled"`` differentiates the iterations. ``"one_step"`` differentiates one more step from the answer
-            as if it had no history (Bolte, Pauwels and Vaiter 2023). ``cvxpylayers``, ``softmax`` and ``mean`` carry
-            their own derivative and take ``"implicit"`` only; ``scipy`` returns weights without a gradient.
+            it. ``"unrolled"`` differentiates the iterations. ``"one_step"`` differentiates one more step from the
+            answer as if it had no history (Bolte, Pauwels and Vaiter 2023). ``cvxpylayers``, ``softmax`` and ``mean``
+            carry their own derivative and take ``"implicit"`` only; ``scipy`` returns weights without a gradient.
         tol: Relative tolerance of the natural residual; 1e-9 in float64 and 1e-5 in float32 if omitted.
         max_iter: Bound on the iterations; the solver's own default if omitted.
         on_failure: What to do about items with faulty data or an answer above its tolerance: ``"raise"`` ValueError or
             `ConvergenceError`; ``"warn"`` and return NaN or the unconverged answer, with ``converged=False``;
             ``"ignore"``: the same without a word. The other items are solved all the same. If every item's data is
-            faulty, ``"warn"`` raises too. An answer after a fixed number of iterations (``unroll=K``) and the heuristics
-            ``softmax`` and ``mean`` report ``converged`` but never fail.
+            faulty, ``"warn"`` raises too. An answer after a fixed number of iterations (``unroll=K``) and the
+            heuristics ``softmax`` and ``mean`` report ``converged`` but never fail.
         check_monotone: Whether an ``M`` whose symmetric part has a negative eigenvalue is a fault. Costs an eigenvalue
             decomposition per item.
-        options: Options of the solver, such as ``unroll=K`` (a fixed number of iterations), ``damping`` and ``sweep`` for
-            ``best_response``, ``temperature`` for ``softmax``.
+        options: Options of the solver, such as ``unroll=K`` (a fixed number of iterations), ``damping`` and ``sweep``
+            for ``best_response``, ``temperature`` for ``softmax``.
 
     Raises:
         ValueError: For an unknown flag, a set that the solver does not take, or faulty data (see ``on_failure``).
@@ -110,8 +110,8 @@ def solve(
     if gradient == "unrolled" or "own" in method.gradients:
         if is_tracing(standard) and method.to_tolerance:
             raise RuntimeError(
-                f"torch.compile and torch.func.vmap cannot go through {solver!r} here, whose number of steps depends on the "
-                "data; use gradient='implicit' with one of our solvers, or a fixed number of iterations, unroll=K."
+                f"torch.compile and torch.func.vmap cannot go through {solver!r} here, whose number of steps depends on "
+                "the data; use gradient='implicit' with one of our solvers, or a fixed number of iterations, unroll=K."
             )
         w, iterations = method(healthy, tol, max_iter)
     else:

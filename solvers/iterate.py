@@ -17,6 +17,12 @@ CHECK_EVERY = 8
 """Steps between two looks at the certificate, which costs about as much as a step."""
 
 
+def check_unroll(unroll: int | None) -> None:
+    """Raises ValueError unless ``unroll`` is a number of iterations or None."""
+    if unroll is not None and (not isinstance(unroll, int) or unroll < 1):
+        raise ValueError(f"unroll must be a whole number of iterations, at least 1, but got {unroll}.")
+
+
 def iterate(
     step: Callable[[StandardForm, State], State],
     problem: StandardForm,

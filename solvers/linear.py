@@ -45,13 +45,10 @@ def solve_pieces(
     total: Tensor | float | None,
     tight: Tensor | None = None,
     *,
-    scale: Tensor | float = 1.0,
+    shift: float = 0.0,
     pivoting: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
-
-    With a sum, ``M + σ11ᵀ`` takes the place of ``M`` and ``rhs + σ total`` that of ``rhs``. That changes nothing but the
-    accuracy: ``x = A⁻¹rhs − ν A⁻¹1`` would cancel where ``M_FF`` is nearly singular along ``1``.
 
     Args:
         M: ``(L, L, B)``.
@@ -59,7 +56,8 @@ def solve_pieces(
         rhs: ``(L, B)``.
         total: ``(B,)`` or a number, or ``None`` for a problem without a sum: without ``ν`` and the second equation.
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
-        scale: ``σ > 0``, ``(B,)`` or a number, of the size of ``M``.
+        shift: ``σ ≥ 0``: with a sum, solves with ``M + σ11ᵀ`` and ``rhs + σ total``, which has the same solution, more
+            accurately where ``M_FF`` is nearly singular along ``1`` and less so where it is badly scaled.
         pivoting: As in `solve_linear`.
 
     Returns:
@@ -69,12 +67,16 @@ def solve_pieces(
     if total is None:
         A = torch.where(both, M, eye)
         return solve_linear(A, (rhs * inside).unsqueeze(1), pivoting=pivoting).squeeze(1), None
-    sigma = scale if tight is None else scale * tight
-    A = torch.where(both, M + sigma, eye)
-    b = torch.stack(((rhs + sigma * total) * inside, inside), 1)
-    x, per_price = solve_linear(A, b, pivoting=pivoting).unbind(1)
+    if shift:
+        sigma = shift if tight is None else shift * tight
+        M, rhs = M + sigma, rhs + sigma * total
+    A = torch.where(both, M, eye)
+    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), pivoting=pivoting).unbind(1)
     sum_per_price = per_price.sum(0)
     sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
     price = (x.sum(0) - total) / sum_per_price
     price = price if tight is None else price * tight
-    return x - price * per_price, price
+    x = x - price * per_price
+    rest = (x.sum(0) - total) / sum_per_price  # what rounding left of the sum, which is large where rhs is
+    rest = rest if tight is None else rest * tight
+    return x - rest * per_price, price + rest

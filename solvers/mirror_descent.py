@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from solvers.iterate import State, iterate
+from solvers.iterate import State, check_unroll, iterate
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
 
@@ -27,6 +27,9 @@ class MirrorDescent:
     gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
+
+    def __post_init__(self) -> None:
+        check_unroll(self.unroll)
 
     @property
     def to_tolerance(self) -> bool:
@@ -51,12 +54,12 @@ class MirrorDescent:
 
     def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
         """One step from ``w``, differentiable."""
-        return self._step(problem, (w, (w / problem.total).log()))[0]
+        return self._step(problem, (w, (w / problem.required_total).log()))[0]
 
     def _step(self, problem: StandardForm, state: State) -> State:
         w, log_w = state
         largest = problem.M.abs().amax((0, 1))
-        gamma = 1 / (problem.total * torch.where(largest > 0, largest, 1.0))
+        gamma = 1 / (problem.required_total * torch.where(largest > 0, largest, 1.0))
         trial = _on_simplex(problem, log_w - gamma * problem.operator(w))
         symmetric = problem.is_symmetric() if problem.symmetric is None else problem.symmetric
         if symmetric is True:
@@ -69,7 +72,7 @@ class MirrorDescent:
 
 def _on_simplex(problem: StandardForm, logits: Tensor) -> State:
     log_w = logits.log_softmax(0)
-    return problem.total * log_w.exp(), log_w
+    return problem.required_total * log_w.exp(), log_w
 
 
 def require_simplex(solver: str, feasible: FeasibleSet) -> None:

@@ -1,15 +1,15 @@
 """The three steps of a solve that look at values, as operators that torch need not look into.
 
 A solver stops when its numbers say so, which neither ``torch.compile`` nor ``torch.func.vmap`` can trace. Under either
-these steps run as custom operators (`torch.library`), whose shapes are known and whose inside stays eager; without, they
-are plain calls. They see no gradients: those are attached afterwards.
+these steps run as custom operators (`torch.library`), whose shapes are known and whose inside stays eager; without,
+they are plain calls. They see no gradients: those are attached afterwards.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from solvers.standard_form import TENSORS, StandardForm, is_tracing
 
 CHUNK_BYTES = 2**21
 """Size of ``M`` in a piece of the batch that is worked on at once on a CPU: about a core's second-level cache."""
+
 
 class ConvergenceError(RuntimeError):
     """An answer did not reach its tolerance, and the caller asked to be stopped by that."""
@@ -62,7 +63,7 @@ def _chunks(problem: StandardForm) -> Iterator[tuple[slice, StandardForm]]:
     B = problem.batch
     item = problem.size**2 * problem.q.element_size()
     size = max(CHUNK_BYTES // item, 1) if problem.q.device.type == "cpu" else B
-    if B <= size:
+    if size >= B:
         yield slice(None), problem
         return
     for start in range(0, B, size):
@@ -78,15 +79,15 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 def _inspect(
     M: Tensor,
     q: Tensor,
-    lower: Optional[Tensor],
-    upper: Optional[Tensor],
-    l1: Optional[Tensor],
-    linear_l1: Optional[Tensor],
-    total: Optional[Tensor],
-    exists: Optional[Tensor],
+    lower: Tensor | None,
+    upper: Tensor | None,
+    l1: Tensor | None,
+    linear_l1: Tensor | None,
+    total: Tensor | None,
+    exists: Tensor | None,
     nonnegative: bool,
     equality: bool,
-    symmetric: Optional[bool],
+    symmetric: bool | None,
     fixed_set: bool,
     batch_shape: list[int],
     on_failure: str,
@@ -107,19 +108,19 @@ def _inspect(
 def _run(
     M: Tensor,
     q: Tensor,
-    lower: Optional[Tensor],
-    upper: Optional[Tensor],
-    l1: Optional[Tensor],
-    linear_l1: Optional[Tensor],
-    total: Optional[Tensor],
-    exists: Optional[Tensor],
+    lower: Tensor | None,
+    upper: Tensor | None,
+    l1: Tensor | None,
+    linear_l1: Tensor | None,
+    total: Tensor | None,
+    exists: Tensor | None,
     nonnegative: bool,
     equality: bool,
-    symmetric: Optional[bool],
+    symmetric: bool | None,
     solver: str,
     options: str,
     tol: float,
-    max_iter: Optional[int],
+    max_iter: int | None,
 ) -> tuple[Tensor, Tensor]:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
     method = make_solver(solver, ast.literal_eval(options))
@@ -135,15 +136,15 @@ def _run(
 def _certify(
     M: Tensor,
     q: Tensor,
-    lower: Optional[Tensor],
-    upper: Optional[Tensor],
-    l1: Optional[Tensor],
-    linear_l1: Optional[Tensor],
-    total: Optional[Tensor],
-    exists: Optional[Tensor],
+    lower: Tensor | None,
+    upper: Tensor | None,
+    l1: Tensor | None,
+    linear_l1: Tensor | None,
+    total: Tensor | None,
+    exists: Tensor | None,
     nonnegative: bool,
     equality: bool,
-    symmetric: Optional[bool],
+    symmetric: bool | None,
     w: Tensor,
     tol: float,
     batch_shape: list[int],

@@ -5,14 +5,14 @@ the next guess off the natural map of its solution,
 
     pieces → w (a linear solve) → x = w − (Mw + q) → pieces of prox(x),
 
-which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. One or two steps solve most problems; an item leaves the
-batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
+which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. One or two steps solve most problems; an item leaves
+the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
 rounding allows, is followed along a path that ends in the solution (`solvers.homotopy`), in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,6 @@ from solvers.linear import solve_pieces
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
-
 
 PROXIMAL_STEPS = 30
 RESTARTS = 4
@@ -43,14 +42,18 @@ class Pivot:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit",)
-    to_tolerance: ClassVar[bool] = True
+    to_tolerance: bool = field(default=True, init=False, repr=False)
     block_pivots: int = 8
+
+    def __post_init__(self) -> None:
+        if self.block_pivots < 1:
+            raise ValueError(f"block_pivots must be at least 1, but got {self.block_pivots}.")
 
     def check_set(self, feasible: FeasibleSet) -> None:
         """Takes every set."""
 
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """Weights ``(L, B)`` and the number of linear solves ``(B,)``; ``max_iter`` bounds each stage of the safeguard."""
+        """Weights ``(L, B)`` and the number of linear solves ``(B,)``; ``max_iter`` bounds each path."""
         del tol  # exact: as accurate as rounding allows
         max_pivots = 50 * (problem.size + 1) if max_iter is None else max_iter
         problem = _normalised(problem)
@@ -77,12 +80,12 @@ def _jacobi_step(problem: StandardForm) -> Tensor:
 
 
 def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Newton steps on the whole batch: weights, number of steps, the items left unsolved and their prices of the sum."""
+    """Newton steps on the whole batch: weights, number of steps, the items left and their prices of the sum."""
     everyone = problem
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations = problem.q, torch.ones_like(active)
     rounding = 32 * problem.size * torch.finfo(problem.q.dtype).eps
-    on = _first_pieces(problem)
+    on, price = _first_pieces(problem), torch.zeros_like(problem.q[0])
     for k in range(max_pivots):
         w, x, price = _newton_step(problem, on)
         residual = _step_residual(problem, on, w, x, price)
@@ -124,7 +127,7 @@ def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Ten
 
 def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, price: Tensor) -> Tensor:
     """``‖w − prox(x)‖_∞``, ``(B,)``; where the price is known, without looking for it again."""
-    if problem.total is not None and (problem.upper is not None or problem.l1 is not None):
+    if problem.total is not None and not problem.nonnegative:
         return (w - prox(problem, x)).abs().amax(0)  # a vertex has no price of its own
     residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
     if problem.total is not None and on.tight is not None:

@@ -20,7 +20,8 @@ class AffineVI:
     chooses ``w_i`` at marginal cost ``(Mw + q)_i + λ_i ∂|w_i|``.
 
     On the simplex a ``l1`` that is the same for all coordinates changes nothing, because ``Σ|w_i| = 1`` is a constant:
-    neither the solution nor any other gradient depends on it. It acts where it differs per coordinate, or on other sets.
+    neither the solution nor any other gradient depends on it. It acts where it differs per coordinate, or on other
+    sets.
 
     Attributes:
         M: Coupling, ``(*batch, L, L)``.
@@ -92,6 +93,7 @@ class AffineVI:
 
         M, q = over_batch(self.M, L, L), over_batch(self.q, L)
         nonnegative = C.mask is None and _is_number(C.lower, 0.0) and _is_number(C.upper, float("inf"))
+        nonnegative = nonnegative and (C.total is None or (not isinstance(C.total, Tensor) and C.total > 0))
         lower = None if nonnegative or _is_number(C.lower, float("-inf")) else over_batch(C.lower, L)
         upper = None if _is_number(C.upper, float("inf")) else over_batch(C.upper, L)
         l1 = None if _is_number(self.l1, 0.0) else over_batch(self.l1, L)
@@ -131,7 +133,9 @@ class AffineVI:
         for name, tensor in self._tensors().items():
             own = tensor.shape[: -2 if name == "M" else None if name == "total" else -1]
             if name not in ("M", "total") and tensor.ndim and tensor.shape[-1] not in (1, self.size):
-                raise ValueError(f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}.")
+                raise ValueError(
+                    f"{name} must broadcast to (*batch, {self.size}), but has shape {tuple(tensor.shape)}."
+                )
             try:
                 batch = own if own == batch or not batch else torch.broadcast_shapes(batch, own)
             except RuntimeError:

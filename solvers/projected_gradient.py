@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from solvers.iterate import State, iterate
+from solvers.iterate import State, check_unroll, iterate
 from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -30,6 +30,9 @@ class ProjectedGradient:
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
     accelerate: bool = True
+
+    def __post_init__(self) -> None:
+        check_unroll(self.unroll)
 
     @property
     def to_tolerance(self) -> bool:

@@ -30,7 +30,8 @@ class Pieces(NamedTuple):
         free: ``(L, B)`` bool, strictly inside a linear piece: not at a bound, not at the kink of ``|·|``.
         held: ``(L, B)``, the value of the coordinates that are not free, 0 elsewhere; ``None`` where all are held at 0.
         slope: ``(L, B)``, ``λ_i sign(w_i)`` of the free coordinates, 0 elsewhere; ``None`` without an L1 term.
-        tight: ``(B,)`` bool, whether a budget constrains; ``None`` without a sum, and for an equality, which always does.
+        tight: ``(B,)`` bool, whether a budget constrains; ``None`` without a sum, and for an equality, which always
+            does.
         at_lower: ``(L, B)`` bool, held at the lower bound; ``None`` where there is none.
         at_upper: ``(L, B)`` bool, held at the upper bound and not at the lower as well; ``None`` where there is none.
     """
@@ -134,13 +135,15 @@ def _comparisons(
     total = problem.total
     if total is None:
         return (lambda theta: at_most(x, theta)), (lambda theta: at_least(x, theta)), None
-    weighted = step is not None and step.ndim == 2
+    weights = step if step is not None and step.ndim == 2 else None
 
     def sum_at(theta: Tensor) -> Tensor:
         """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ`` (``γν`` if all have the same ``γ``)."""
         with torch.no_grad():  # it is only compared
-            price = (x - theta) / step if weighted else x - theta
-            z = x.unsqueeze(1) - (step.unsqueeze(1) * price if weighted else price)
+            if weights is None:
+                z = x.unsqueeze(1) - (x - theta)
+            else:
+                z = x.unsqueeze(1) - weights.unsqueeze(1) * ((x - theta) / weights)
             return shrink(problem, z, l1).sum(0)
 
     if problem.equality:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -29,10 +30,7 @@ class Solver(Protocol):
             ``one_step(problem, w)``. ``("own",)``: its answer carries a derivative of its own. ``()``: none.
     """
 
-    @property
-    def gradients(self) -> tuple[str, ...]:
-        """See the class."""
-        ...
+    gradients: ClassVar[tuple[str, ...]]
 
     @property
     def to_tolerance(self) -> bool:
@@ -103,5 +101,11 @@ def make_solver(name: str, options: dict[str, object]) -> Solver:
         raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, but got {name!r}.")
     try:
         return _SOLVERS[name](**options)
-    except TypeError as error:
-        raise TypeError(f"solver {name!r} does not take these options: {', '.join(options)} ({error}).") from None
+    except TypeError:
+        known = inspect.signature(_SOLVERS[name]).parameters
+        unknown = [option for option in options if option not in known]
+        if not unknown:
+            raise
+        raise TypeError(
+            f"solver {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known) or 'none'}."
+        ) from None

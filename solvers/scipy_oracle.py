@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ class Scipy:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ()
-    to_tolerance: ClassVar[bool] = True
+    to_tolerance: bool = field(default=True, init=False, repr=False)
 
     def check_set(self, feasible: FeasibleSet) -> None:
         """Takes every set."""
@@ -89,11 +89,10 @@ def _solve(item: StandardForm, symmetric: bool, max_iter: int) -> tuple[np.ndarr
             dual["nu"] = np.ones((L, 1))
         equal.append(rows(L, **dual))
         equal_to.append(-q)
-    if item.total is not None:
-        row = rows(1, w=np.ones((1, L)))
-        if item.equality:
-            equal.append(row)
-            equal_to.append(np.array([total]))
+    row = rows(1, w=np.ones((1, L)))
+    if item.total is not None and item.equality:
+        equal.append(row)
+        equal_to.append(np.array([total]))
     P = M if symmetric else M + M.T
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,7 +1,7 @@
 """Feasible sets: bounds on each weight and, optionally, on their sum.
 
-Every set of this package is ``{w : lower ≤ w ≤ upper, sum(w) = total or sum(w) ≤ total, w_i = 0 where mask_i is False}``.
-The named sets only fill in these fields, so that solvers, certificates and gradients are written once.
+Every set of this package is ``{w : lower ≤ w ≤ upper, sum(w) = total or sum(w) ≤ total, w_i = 0 where mask_i is
+False}``. The named sets only fill in these fields, so that solvers, certificates and gradients are written once.
 """
 
 from __future__ import annotations

@@ -22,11 +22,14 @@ class StandardForm:
         q: ``(L, B)``.
         lower: ``(L, B)``, or ``None`` where no coordinate of any item has a lower bound, or all have the bound 0.
         upper: ``(L, B)``, or ``None`` where no coordinate of any item has an upper bound.
-        l1: ``(L, B)``, or ``None`` where ``|w_i|`` has no kink inside the set. (There the term is linear, part of ``q``.)
-        linear_l1: ``(L, B)``, the L1 weights that are linear on the set and therefore part of ``q``; kept for the checks.
+        l1: ``(L, B)``, or ``None`` where ``|w_i|`` has no kink inside the set. (There the term is linear, part of
+            ``q``.)
+        linear_l1: ``(L, B)``, the L1 weights that are linear on the set and therefore part of ``q``; kept for the
+            checks.
         total: ``(B,)``, or ``None`` for no sum.
         exists: ``(L, B)`` bool, or ``None`` for all. A coordinate that does not exist has both bounds at 0.
-        nonnegative: Whether the bounds are ``w ≥ 0`` and nothing else, the common case, in which ``lower`` is ``None``.
+        nonnegative: Whether the bounds are ``w ≥ 0`` and nothing else, and a total, if any, is a positive number. In
+            this common case ``lower`` is ``None``, and some coordinate is free wherever the sum is tight.
         equality: Whether the sum is ``= total`` or ``≤ total``.
         symmetric: Whether ``M`` is symmetric; ``None`` if nobody said so.
     """
@@ -52,6 +55,17 @@ class StandardForm:
     def batch(self) -> int:
         """Number of problems ``B``."""
         return self.q.shape[-1]
+
+    @property
+    def required_total(self) -> Tensor:
+        """The total, for those who need one.
+
+        Raises:
+            ValueError: If the set has none.
+        """
+        if self.total is None:
+            raise ValueError("this set has no total")
+        return self.total
 
     def operator(self, w: Tensor) -> Tensor:
         """``Mw + q``, shape ``(L, B)``."""
@@ -132,7 +146,7 @@ def is_tracing(problem: StandardForm) -> bool:
     """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
     if torch.compiler.is_compiling():
         return True
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     if functorch.peek_interpreter_stack() is None:
         return False
     for name in TENSORS:

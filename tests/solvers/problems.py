@@ -38,6 +38,7 @@ SETS = {
                       False),
 }  # fmt: skip
 
+MASKED = tuple(name for name, (_, _, masked) in SETS.items() if masked)
 KINDS = ("plain", "game", "skew", "rank deficient", "duplicated", "zero data", "large", "small", "far", "near")
 KINDS += ("uneven",)
 """Of M and q. The last five: both × 1e6, both × 1e-6, q × 1e6, q × 1e-6, each weight in its own unit of 1e-3 to 1e3."""

@@ -114,12 +114,10 @@ def unilateral_gain(problem, w, price, b):
     return max(gains)
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if SETS[name][1] != ("low", "high", "inner")])
+@pytest.mark.parametrize("name", [name for name in SETS if name.startswith(("Box", "NonNegative", "Free"))])
 def test_exploitability_without_a_shared_sum_is_the_best_unilateral_gain(name):
     case = random_case(name, 4, 1, seed=1, kind="game")
     problem = repeated(case, 6)
-    if problem.feasible.total is not None:
-        pytest.skip("the players share a sum")
     points = feasible_points(case, 1, count=6)
     ours = exploitability(problem, points)
     for b in range(6):

@@ -6,7 +6,7 @@ from problems import SETS, away_from_ties, random_case
 
 from solvers import AffineVI, Box, Budget, CappedSimplex, NonNegative, Simplex, SumTo, solve
 
-SIZES = [2, 3, 5, 16]
+SIZES = [2, 4, 16, *(pytest.param(L, marks=pytest.mark.slow) for L in (3, 5, 8, 12))]
 every_set = pytest.mark.parametrize("name", SETS)
 symmetric_and_not = pytest.mark.parametrize("kind", ["plain", "game"], ids=["symmetric", "not symmetric"])
 

@@ -9,7 +9,7 @@ from problems import KINDS, SETS, random_case
 from solvers import FeasibleSet, solve
 
 SIZES = {1: 20, 2: 20, 4: 40, 8: 20, 16: 10, 64: 1}
-"""How many problems of each size make one small batch; about 25,000 in all over sets and kinds."""
+"""How many problems of each size make one small batch; about 28,000 in all over sets and kinds."""
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -37,11 +37,12 @@ def test_every_strongly_monotone_problem_is_solved(kind, l1):
 
 @pytest.mark.slow
 @every_kind
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [100, 101])
 def test_every_one_of_many_strongly_monotone_problems_is_solved(kind, seed):
+    """More than 10⁵ over both seeds, all sets and all kinds."""
     for name in SETS:
         for L, batch in {**SIZES, 33: 2}.items():
-            check(random_case(name, L, 10 * batch, seed=100 + seed, kind=kind), f"{name} L={L} seed {100 + seed}")
+            check(random_case(name, L, 4 * batch, seed=seed, kind=kind), f"{name} L={L} seed {seed}")
 
 
 def strongly_monotone_in_float32(case):
@@ -57,7 +58,7 @@ def strongly_monotone_in_float32(case):
 def test_every_strongly_monotone_problem_is_solved_in_float32(kind):
     for name in SETS:
         for L, batch in SIZES.items():
-            case = random_case(name, L, 2 * batch, seed=L, kind=kind, dtype=torch.float32)
+            case = random_case(name, L, batch, seed=L, kind=kind, dtype=torch.float32)
             check(case.item(strongly_monotone_in_float32(case)), f"{name} L={L} seed {L}")
 
 
