@@ -253,7 +253,7 @@ class Aggregation(nn.Module):
             weights = weights + 0.0 * sum(parameter.sum() for parameter in self.parameters())
         if self._whole:
             weights = weights.unsqueeze(-2)
-        fused = (weights.unsqueeze(-2) @ Y).squeeze(-2)
+        fused = (weights.contiguous().unsqueeze(-2) @ Y).squeeze(-2)  # else a CPU does it item by item
         if self.granularity == "head":
             fused = fused.transpose(1, 2)
         return fused.flatten(2)

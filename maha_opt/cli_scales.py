@@ -32,7 +32,7 @@ SET_OPTIONS = {"capped_simplex": {"cap": 0.5}}
 """Of the sets that do not go without."""
 
 
-class ScaleOutputs(NamedTuple):
+class TokenOutputs(NamedTuple):
     """The answers of all scales at B tokens.
 
     Attributes:
@@ -89,7 +89,7 @@ def _set(name: str) -> FeasibleSet:
 
 
 @torch.no_grad()
-def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> ScaleOutputs:
+def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> TokenOutputs:
     """Causal multiscale attention with random weights over random passages of a text, at random tokens of theirs.
 
     The same seed gives the same weights, passages and tokens on every device and in every type.
@@ -120,7 +120,7 @@ def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> ScaleOutputs:
     inputs = embedding(tokens.to(recipe.device))
     Y, available = attention(inputs)
     here = chosen.to(recipe.device)
-    return ScaleOutputs(Y.flatten(0, 1)[here], available.flatten(0, 1)[here], target(inputs.flatten(0, 1)[here]))
+    return TokenOutputs(Y.flatten(0, 1)[here], available.flatten(0, 1)[here], target(inputs.flatten(0, 1)[here]))
 
 
 def check_length(text: bytes, scales: int) -> None:

@@ -118,13 +118,12 @@ def _measure_reference(batch: Batch, cotangent: Tensor, covered: int, repeats: i
         problem = take(batch.problem, slice(covered), torch.float64)
         cotangent = cotangent[:covered].double()
         answer, seconds, calls = _timed(lambda: _call(REFERENCE, problem, cotangent), repeats, len(problem.q), True)
-        smooth = _is_smooth(problem, cotangent)
+        certified = answer.solution.converged
+        least = float(1e-6 * cotangent.norm() / problem.M.abs().max().clamp_min(1e-300))
+        reference = _Reference(answer, certified, certified & _is_smooth(problem, cotangent), seconds, least)
+        cell = replace(cell, **_certificates(answer, problem), **_counts(reference))
     except Exception as error:
         return _failed(cell, error), None
-    certified = answer.solution.converged
-    least = float(1e-6 * cotangent.norm() / problem.M.abs().max().clamp_min(1e-300))
-    reference = _Reference(answer, certified, smooth & certified, seconds, least)
-    cell = replace(cell, **_certificates(answer, problem), **_counts(reference))
     return replace(cell, seconds_per_problem=seconds, repeats=calls, speed_up=1.0), reference
 
 

@@ -28,6 +28,7 @@ from maha_opt.scale_outputs import (
     check_shape,
     full_precision,
     gram,
+    gram_and_scores_of,
     gram_of,
     real_part,
     token_mean,
@@ -104,11 +105,12 @@ def convex_from(
     _check_ridge(ridge)
     Y, available, tokens = outputs
     with full_precision(Y):
-        G = token_mean(gram_of(Y), tokens, trailing=2)
         count = _count(Y, available)
         if isinstance(target, Tensor):
-            scores = _scores(Y, target, tokens)
+            G, scores = gram_and_scores_of(Y, _real_target(Y, target, tokens))
+            G, scores = token_mean(G, tokens, trailing=2), token_mean(scores, tokens, trailing=1)
         elif target == "consensus":
+            G = token_mean(gram_of(Y), tokens, trailing=2)
             scores = G.sum(-1) / count
         else:
             raise ValueError(f'target must be a tensor or "consensus", but got {target!r}.')
@@ -199,13 +201,11 @@ def nash_from(
         )
 
 
-def _scores(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
-    """`Yt/d`, (..., L)."""
+def _real_target(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
+    """The target, checked, of the type of `Y`, and zero where no token is real."""
     check_shape("target", target, (*Y.shape[:-2], Y.shape[-1]))
     target = target.to(Y.dtype)
-    if tokens is not None:
-        target = torch.where(tokens.unsqueeze(-1), target, 0.0)
-    return token_mean((Y * target.unsqueeze(-2)).mean(-1), tokens, trailing=1)
+    return target if tokens is None else torch.where(tokens.unsqueeze(-1), target, 0.0)
 
 
 def _count(Y: Tensor, available: Tensor | None) -> Tensor:

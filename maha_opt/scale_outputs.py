@@ -93,6 +93,12 @@ def gram_of(Y: Tensor) -> Tensor:
     return _Gram.apply(Y)  # pyright: ignore[reportReturnType]
 
 
+def gram_and_scores_of(Y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """`G = YYᵀ/d` and `Yt/d` of outputs (..., L, d) and a target (..., d) that have been checked."""
+    target = target.expand(*Y.shape[:-2], Y.shape[-1])
+    return _GramAndScores.apply(Y, target)  # pyright: ignore[reportReturnType]
+
+
 def full_precision(like: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which autocast leaves the types on the device of a tensor as they are."""
     device = like.device.type
@@ -141,8 +147,12 @@ def describe(value: object) -> str:
     return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
+# Automatic differentiation would make more passes over Y, which cost more than the solve. Cotangents come from solvers
+# that put the batch last: made contiguous, or a batched product on a CPU is done item by item.
+
+
 class _Gram(torch.autograd.Function):
-    """`YYᵀ/d` with the derivative `(g + gᵀ)Y/d`: one product where automatic differentiation makes two slow ones."""
+    """`G = YYᵀ/d`, with the derivative `(g + gᵀ)Y/d`."""
 
     generate_vmap_rule = True
 
@@ -158,4 +168,26 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *cotangents: Tensor) -> Tensor:
         (g,), (Y,) = cotangents, ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
-        return (g + g.mT) @ Y / Y.shape[-1]
+        return ((g + g.mT) / Y.shape[-1]).contiguous() @ Y
+
+
+class _GramAndScores(torch.autograd.Function):
+    """`G = YYᵀ/d` and `s = Yt/d`, with the derivatives `((g + gᵀ)Y + h tᵀ)/d` and `Yᵀh/d`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return Y @ Y.mT / Y.shape[-1], (Y @ target.unsqueeze(-1)).squeeze(-1) / Y.shape[-1]
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        Y, target = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        g, h = ((cotangent / Y.shape[-1]).contiguous() for cotangent in cotangents)
+        d_outputs = torch.addcmul((g + g.mT) @ Y, h.unsqueeze(-1), target.unsqueeze(-2))
+        return d_outputs, (h.unsqueeze(-2) @ Y).squeeze(-2)

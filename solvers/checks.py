@@ -119,4 +119,4 @@ def _frames_of_ours() -> int:
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "solvers":
         frame, level = frame.f_back, level + 1
-    return level - 1
+    return level

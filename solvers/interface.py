@@ -110,7 +110,7 @@ def solve(
     if gradient == "unrolled" or "own" in method.gradients:
         if is_tracing(standard) and method.to_tolerance:
             raise RuntimeError(
-                f"torch.compile and torch.func.vmap cannot go through {solver!r} here, whose number of steps depends on "
+                f"torch.compile and torch.func.vmap cannot go through {solver!r} here: its number of steps depends on "
                 "the data; use gradient='implicit' with one of our solvers, or a fixed number of iterations, unroll=K."
             )
         w, iterations = method(healthy, tol, max_iter)

@@ -84,12 +84,13 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     everyone = problem
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations = problem.q, torch.ones_like(active)
-    rounding = 32 * problem.size * torch.finfo(problem.q.dtype).eps
+    rounding = 32 * torch.finfo(problem.q.dtype).eps
     on, price = _first_pieces(problem), torch.zeros_like(problem.q[0])
+    forces = problem.q.abs().amax(0)
     for k in range(max_pivots):
         w, x, price = _newton_step(problem, on)
         residual = _step_residual(problem, on, w, x, price)
-        solved = residual <= rounding * x.abs().amax(0)  # False for NaN
+        solved = residual <= rounding * (forces + w.abs().amax(0))  # False for NaN
         if k == 0:
             final = w
         else:
@@ -97,7 +98,7 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
         rest = (~solved).nonzero()[:, 0]
         if rest.numel() < active.numel():
             active, problem = active[rest], problem.select(rest)
-            x, price = x[:, rest], price[rest]
+            x, price, forces = x[:, rest], price[rest], forces[rest]
         if active.numel() == 0:
             break
         on = pieces(problem, x)
@@ -130,26 +131,29 @@ def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, pric
     if problem.total is not None and not problem.nonnegative:
         return (w - prox(problem, x)).abs().amax(0)  # a vertex has no price of its own
     residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
-    if problem.total is not None and on.tight is not None:
-        residual = torch.maximum(residual, torch.where(on.tight, -price, w.sum(0) - problem.total))
-    return residual
+    if problem.total is None:
+        return residual
+    excess = w.sum(0) - problem.total
+    if on.tight is None:
+        return torch.maximum(residual, excess.abs())
+    return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -price), excess))
 
 
 def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
     """Path following, and the proximal point method around it where ``M`` turns out to be singular."""
     step = _jacobi_step(problem)
-    guess = torch.where(guess.isfinite().all(0), guess, prox(problem, -step * problem.q, step))
-    price = price.nan_to_num(0.0, 0.0, 0.0)
-    w, pivots = follow_path(problem, guess, price, max_pivots)
+    plain = prox(problem, -step * problem.q, step)
+    sound = guess.isfinite().all(0) & price.isfinite()
+    w, pivots = follow_path(problem, torch.where(sound, guess, plain), torch.where(sound, price, 0.0), max_pivots)
     for attempt in range(1, RESTARTS + 1):
         left = (~_is_solved(problem, w)).nonzero()[:, 0]
         if left.numel() == 0:
-            return w, pivots
-        sub = problem.select(left)
+            break
+        sub, start = problem.select(left), plain[:, left]
         if attempt < RESTARTS:  # another path, in case rounding lost this one
-            w[:, left], more = follow_path(sub, guess[:, left], price[left], max_pivots, seed=attempt)
+            w[:, left], more = follow_path(sub, start, torch.zeros_like(start[0]), max_pivots, seed=attempt)
         else:
-            w[:, left], more = _proximal_point(sub, guess[:, left], w[:, left], price[left], max_pivots)
+            w[:, left], more = _proximal_point(sub, start, w[:, left], max_pivots)
         pivots[left] += more
     return w, pivots
 
@@ -160,9 +164,7 @@ def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
     return residual <= tolerance
 
 
-def _proximal_point(
-    problem: StandardForm, start: Tensor, fallback: Tensor, price: Tensor, max_pivots: int
-) -> tuple[Tensor, Tensor]:
+def _proximal_point(problem: StandardForm, start: Tensor, fallback: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
     """``w ← solution with (M + ρI, q − ρw)``, which converges to a solution of a monotone problem if there is one.
 
     Returns, item by item, the last iterate or ``fallback``, whichever has the smaller residual.
@@ -170,10 +172,11 @@ def _proximal_point(
     scale = problem.M.abs().amax((0, 1)) + 1e-3 * problem.q.abs().amax(0)
     ridge = 1e-3 * torch.where(scale > 0, scale, 1.0)
     eye = torch.eye(problem.size, dtype=ridge.dtype, device=ridge.device).unsqueeze(-1)
-    w, pivots = prox(problem, start), torch.zeros_like(price, dtype=torch.long)
+    w, free_of_charge = start, torch.zeros_like(start[0])
+    pivots = free_of_charge.long()
     for _ in range(PROXIMAL_STEPS):
         regular = replace(problem, M=problem.M + ridge * eye, q=problem.q - ridge * w)
-        w, more = follow_path(regular, w, price, max_pivots)
+        w, more = follow_path(regular, w, free_of_charge, max_pivots)
         pivots += more
         if bool(_is_solved(problem, w).all()):
             break

@@ -137,13 +137,17 @@ def _comparisons(
         return (lambda theta: at_most(x, theta)), (lambda theta: at_least(x, theta)), None
     weights = step if step is not None and step.ndim == 2 else None
 
+    with torch.no_grad():  # only compared
+        if weights is None:
+            apart = x.unsqueeze(1) - x
+        else:
+            rates = weights.unsqueeze(1) / weights
+            apart = x.unsqueeze(1) - rates * x
+
     def sum_at(theta: Tensor) -> Tensor:
-        """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ`` (``γν`` if all have the same ``γ``)."""
-        with torch.no_grad():  # it is only compared
-            if weights is None:
-                z = x.unsqueeze(1) - (x - theta)
-            else:
-                z = x.unsqueeze(1) - weights.unsqueeze(1) * ((x - theta) / weights)
+        """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ``."""
+        with torch.no_grad():
+            z = apart + (theta if weights is None else rates * theta)
             return shrink(problem, z, l1).sum(0)
 
     if problem.equality:

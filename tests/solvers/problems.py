@@ -99,10 +99,11 @@ def away_from_ties(name, L, batch, seed, kind="plain", margin=1e-3):
 
     One mask for the whole batch, because cvxpylayers compiles one program per mask.
     """
-    case = random_case(name, L, 8 * batch, seed, kind)
+    many = 64 + 8 * batch
+    case = random_case(name, L, many, seed, kind)
     if case.mask is not None:
         mask = torch.arange(L) % 3 != 1
-        case = replace(case, mask=mask.expand(8 * batch, L))
+        case = replace(case, mask=mask.expand(many, L))
         if "cap" in case.data:
             case.data["cap"] = case.data["cap"] * L / mask.sum()
     solution = solve(case.problem(), on_failure="raise")

@@ -180,10 +180,8 @@ def test_unknown_flags_and_options_are_refused_with_those_that_exist(options, me
 
 
 def test_only_the_options_that_a_solver_lacks_are_named():
-    with pytest.raises(TypeError, match="does not take") as caught:
+    with pytest.raises(TypeError, match="does not take dampening; its options are unroll, damping, sweep"):
         solve(AffineVI(EYE, Q), "best_response", unroll=3, dampening=0.5)
-    assert "dampening" in str(caught.value)
-    assert "unroll" not in str(caught.value)
 
 
 def test_a_game_that_is_not_monotone_is_reported_where_asked():
