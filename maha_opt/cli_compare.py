@@ -81,12 +81,13 @@ def run(request: Request, console: Console, errors: Console) -> int:
         "text": "Northanger Abbey (built in)" if request.text is None else str(request.text),
         "text_bytes": len(text),
         "output": None,  # where a run was written says nothing about it
-        "contenders": [f"{c.label}, {c.steps} steps" if c.steps else c.label for c in [REFERENCE, *contenders]],
+        "contenders": list(dict.fromkeys(_name(contender) for contender in (REFERENCE, *contenders))),
     }
     folder = RunFolder(request.output or Path("runs") / f"compare-{now}", settings, machine(device))
     code, message = _measure(folder, text, contenders, request, recipe, errors)
     _print(folder, request, console)
-    console.print(f"{message}\nWritten to [bold]{escape(str(folder.path))}[/]: {CSV}, {JSON}{_picture(folder, errors)}")
+    written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"
+    console.print(f"{message}\nWritten to {written}", highlight=False)
     return code
 
 

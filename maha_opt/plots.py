@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -182,7 +182,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> list[Line2D]:
 def _records(table: Iterable[Mapping[str, Any]] | pd.DataFrame | Path | str) -> Iterable[Mapping[str, Any]]:
     if isinstance(table, (str, Path)):
         return read_csv(table)
-    to_dict = getattr(table, "to_dict", None)
-    if to_dict is None:
-        return table
-    return to_dict("records")
+    if hasattr(table, "to_dict"):  # pandas writes NaN for None
+        records = cast("pd.DataFrame", table).to_dict("records")
+        return [{str(name): None if value != value else value for name, value in row.items()} for row in records]
+    return cast(Iterable[Mapping[str, Any]], table)

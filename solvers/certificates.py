@@ -135,10 +135,10 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
 def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """The natural residual in standard form, and what it may be for a relative tolerance ``tol``; each ``(B,)``.
 
-    The tolerance is ``tol · min(a, b) + 16(L + 4) ε max(‖w‖_∞, b)``, with the machine epsilon ``ε`` and the sizes of a
-    weight, ``a = max(‖w‖_∞, ‖q‖_∞ / max|M_ij|)``, and of a force, ``b = ‖|M||w| + |q| + λ‖_∞``. The residual is a length of
-    ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two; the last term is what rounding alone
-    puts into it.
+    The tolerance is ``tol · min(a, b) + 16(L + 4) ε max(‖w‖_∞, b)``, with the machine epsilon ``ε`` and the sizes of
+    a weight, ``a = max(‖w‖_∞, ‖q‖_∞ / max|M_ij|)``, and of a force, ``b = ‖|M||w| + |q| + λ‖_∞``. The residual is a
+    length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two; the last term is what
+    rounding alone puts into it.
     """
     products = problem.M * w
     residual = (w - prox(problem, w - (products.sum(1) + problem.q))).abs().amax(0)

@@ -169,7 +169,9 @@ def _solve_group(problem: StandardForm, program: _Program, args: dict[str, Any])
             with warnings.catch_warnings():  # the certificate judges inaccuracy
                 warnings.filterwarnings("ignore", "Solved/Inaccurate")
                 return layer(*values, solver_args=args | derivative)[0]
-        except diffcp.SolverError:
+        except diffcp.SolverError as error:
+            if "interrupted" in str(error):  # SCS has caught the user's Ctrl-C
+                raise KeyboardInterrupt from None
             if problem.batch == 1:
                 return q * torch.nan
         alone = [_solve_group(problem.select(torch.tensor([b])), program, args) for b in range(problem.batch)]

@@ -13,10 +13,14 @@ from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
 
+EXTRAGRADIENT = 2**-0.5
+
 
 @dataclass(frozen=True)
 class ProjectedGradient:
-    """Proximal steps ``w ← prox(v − γ(Mv + q))`` on every set, with ``γ = 1/‖M‖``.
+    """Proximal steps ``w ← prox(v − γ(Mv + q))`` on every set.
+
+    The step is ``γ = 1/‖M‖``, and ``1/(√2‖M‖)`` where ``M`` is not symmetric.
 
     Symmetric ``M``: Nesterov's momentum with restart whenever it points uphill (Beck and Teboulle 2009; O'Donoghue and
     Candès 2015). Others: the extragradient method, which takes the slope at a trial point (Korpelevich 1976).
@@ -68,6 +72,8 @@ class ProjectedGradient:
             return prox(problem, w_from - gamma * problem.operator(v), gamma.expand_as(v))
 
         symmetric = problem.is_symmetric() if problem.symmetric is None else problem.symmetric
+        if symmetric is not True:  # the extragradient method needs γ < 1/‖M‖, strictly
+            gamma = gamma * (EXTRAGRADIENT if symmetric is False else torch.where(symmetric, 1.0, EXTRAGRADIENT))
         if symmetric is False:
             w_from = w
             return proximal(proximal(w)), w, age

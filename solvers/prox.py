@@ -138,17 +138,13 @@ def _comparisons(
     weights = step if step is not None and step.ndim == 2 else None
 
     with torch.no_grad():  # only compared
-        if weights is None:
-            apart = x.unsqueeze(1) - x
-        else:
-            rates = weights.unsqueeze(1) / weights
-            apart = x.unsqueeze(1) - rates * x
+        rates = 1.0 if weights is None else weights.unsqueeze(1) / weights
+        apart = x.unsqueeze(1) - (x if weights is None else rates * x)
 
     def sum_at(theta: Tensor) -> Tensor:
         """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ``."""
         with torch.no_grad():
-            z = apart + (theta if weights is None else rates * theta)
-            return shrink(problem, z, l1).sum(0)
+            return shrink(problem, apart + rates * theta, l1).sum(0)
 
     if problem.equality:
         return (lambda theta: at_least(sum_at(theta), total)), (lambda theta: at_most(sum_at(theta), total)), None

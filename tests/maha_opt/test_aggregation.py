@@ -234,7 +234,7 @@ def test_scaling_the_outputs_leaves_the_weights(kind, factor):
 
 
 @BOTH
-@EVERY_GRANULARITY
+@pytest.mark.parametrize("granularity", ["token_head", "sequence"])
 def test_torch_compile_gives_the_same_output_and_gradient(kind, granularity):
     Y, available, inputs = data()
     made = layer(kind, granularity=granularity, prices="learned")

@@ -76,8 +76,13 @@ def test_exact_solvers_agree_with_the_reference(cells, kind, solver):
 
 @pytest.mark.parametrize(
     ("kind", "solver"),
-    [("convex", "projected_gradient"), ("convex", "best_response"), ("convex", "mirror_descent")]
-    + [("nash", "projected_gradient"), ("nash", "best_response")],
+    [
+        ("convex", "projected_gradient"),
+        ("convex", "best_response"),
+        ("convex", "mirror_descent"),
+        ("nash", "projected_gradient"),
+        ("nash", "best_response"),
+    ],
 )
 def test_unrolled_errors_fall_with_the_number_of_steps(cells, kind, solver):
     rows = [cells[kind, solver, steps] for steps in (5, 20, 80)]

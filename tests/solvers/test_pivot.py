@@ -177,7 +177,7 @@ def test_sets_of_a_single_point_give_that_point(L):
     assert_close(weights(AffineVI(M, q, FeasibleSet(lower=0.0, total=0.0))), zero, 0.0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_monotone_problems_without_a_ridge_get_one_of_their_solutions(seed):
     generator = torch.Generator().manual_seed(seed)
     Y = torch.randn(30, 6, 3, generator=generator, dtype=torch.float64)

@@ -13,7 +13,7 @@ from problems import SETS, away_from_ties, random_case
 from solvers import AffineVI, Box, Budget, CappedSimplex, FeasibleSet, Simplex, SumTo, solve
 
 STEP = 1e-7  # one-sided differences are wrong by about the curvature (up to 1e3) times the step
-CLOSE, APART = 1e-3, 1e-2
+CLOSE, APART = 2e-4, 2e-3
 
 
 def slope_of(case, cotangent, direction):
