@@ -1,0 +1,1 @@
+"""Side by side with peers; measured here, never part of the tests."""
