@@ -37,8 +37,8 @@ def test_weights_are_those_of_brute_force_over_all_pieces(name, L):
 @every_set
 @pytest.mark.parametrize("l1", [True, False], ids=["l1", "no l1"])
 def test_residual_measured_by_bisection_is_rounding_for_up_to_64_coordinates(name, l1):
-    for L, batch in ((5, 20), (16, 10), (33, 3), (64, 2)):
-        for seed, kind in enumerate(("plain", "game", "skew", "duplicated")):
+    for L, batch in ((5, 20), (16, 10), (64, 2)):
+        for seed, kind in enumerate(("plain", "skew", "duplicated")):
             problem = random_case(name, L, batch, seed, kind, l1=l1).problem()
             w = weights(problem)
             size = float(problem.q.abs().max() + problem.M.abs().sum(-1).max() * w.abs().max())
