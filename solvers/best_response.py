@@ -92,9 +92,12 @@ class BestResponse:
             rows[i] = rows[i] + damping * (reply - rows[i])
         return torch.stack(rows), damping
 
-    @torch.no_grad()
     def _damping(self, problem: StandardForm) -> Tensor:
         """``η`` per item, ``(B,)``; a hyper-parameter, so no gradient flows through it."""
+        with torch.no_grad():
+            return self._default_damping(problem.detach())
+
+    def _default_damping(self, problem: StandardForm) -> Tensor:
         one = torch.ones_like(problem.q[0])
         if self.damping is not None or self.sweep == "gauss_seidel":
             return one * (self.damping or 1.0)

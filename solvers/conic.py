@@ -36,7 +36,7 @@ class CvxpyLayers:
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
     to_tolerance: bool = field(default=True, init=False, repr=False)
-    eps: float = 1e-10
+    eps: float = 1e-11
     max_iters: int = 100_000
 
     def check_set(self, feasible: FeasibleSet) -> None:

@@ -19,7 +19,6 @@ can rise, the one that would fall first if it shrank.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -40,6 +39,8 @@ def attach_implicit_gradient(problem: StandardForm, w: Tensor) -> Tensor:
     with torch.no_grad():
         on = _pieces_at_solution(problem.detach(), w.detach())
     data = (problem.M, problem.q, problem.lower, problem.upper, problem.l1, problem.total)
+    if torch.compiler.is_compiling() and not any(tensor is not None and tensor.requires_grad for tensor in data):
+        return w  # where nothing asks for gradients, torch.compile mistakes the first argument for a context
     return _Implicit.apply(w, *data, on.free, on.tight, on.at_lower, on.at_upper)
 
 
@@ -82,10 +83,6 @@ class _Implicit(torch.autograd.Function):
             d_upper = torch.where(at_upper, moved, 0.0) if ctx.needs_input_grad[4] else None
         d_l1 = -y * w.sign() if ctx.needs_input_grad[5] else None
         return None, dM, -y, d_lower, d_upper, d_l1, price, None, None, None, None
-
-
-# torch binds the arguments of `forward` anew at every call; remembering its signature saves a tenth of a small solve.
-_Implicit.forward.__signature__ = inspect.signature(_Implicit.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _pieces_at_solution(problem: StandardForm, w: Tensor) -> Pieces:

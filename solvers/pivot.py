@@ -88,9 +88,9 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     on, price = _first_pieces(problem), torch.zeros_like(problem.q[0])
     forces = problem.q.abs().amax(0)
     for k in range(max_pivots):
-        w, x, price = _newton_step(problem, on)
+        w, x, price, size = _newton_step(problem, on)
         residual = _step_residual(problem, on, w, x, price)
-        solved = residual <= rounding * (forces + w.abs().amax(0))  # False for NaN
+        solved = residual <= rounding * (forces + size)  # False for NaN
         if k == 0:
             final = w
         else:
@@ -112,8 +112,11 @@ def _first_pieces(problem: StandardForm) -> Pieces:
     return pieces(problem, w - step * problem.operator(w), step)
 
 
-def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Tensor]:
-    """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)`` and the price of the sum."""
+def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)``, the price of the sum and ``‖|M||w|‖_∞``.
+
+    For non-negative weights the last is estimated by ``‖w‖_∞``, which is cheaper.
+    """
     force, missing = problem.q, problem.total
     if on.held is not None:
         force = problem.operator(on.held)
@@ -122,8 +125,10 @@ def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Ten
         force = force + on.slope
     w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight)
     w = w if on.held is None else on.held + w
-    x = w - problem.operator(w)
-    return w, x, torch.zeros_like(x[0]) if price is None else price
+    products = problem.M * w
+    x = w - (products.sum(1) + problem.q)
+    size = w.abs() if problem.nonnegative else products.abs().sum(1)
+    return w, x, torch.zeros_like(x[0]) if price is None else price, size.amax(0)
 
 
 def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, price: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class AffineVI:
     Attributes:
         M: Coupling, ``(*batch, L, L)``.
         q: Linear term, ``(*batch, L)``.
-        feasible: The set ``C``.
+        feasible: The set ``C``; the simplex if omitted.
         l1: Weights ``λ ≥ 0`` of the L1 term, a number or a tensor that broadcasts to ``(*batch, L)``.
         symmetric: Whether ``M`` is symmetric. ``None`` asks each item of the batch; say it where you know it and want
             an unrolled solver under ``torch.compile`` or ``torch.func.vmap``.
@@ -42,7 +42,7 @@ class AffineVI:
 
     M: Tensor
     q: Tensor
-    feasible: FeasibleSet = field(default_factory=Simplex)
+    feasible: FeasibleSet = None  # pyright: ignore[reportAssignmentType]
     l1: Bound = 0.0
     symmetric: bool | None = None
     batch_shape: torch.Size = field(init=False)
@@ -51,6 +51,8 @@ class AffineVI:
         for name, tensor in (("M", self.M), ("q", self.q)):
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 raise TypeError(f"{name} must be a floating point tensor, but got {_describe(tensor)}.")
+        if self.feasible is None:  # not a default factory, which torch.compile cannot trace
+            object.__setattr__(self, "feasible", Simplex())
         if not isinstance(self.feasible, FeasibleSet):
             raise TypeError(f"feasible must be a set such as Simplex(), but got {self.feasible!r}.")
         if self.q.ndim < 1 or self.q.shape[-1] < 1:

@@ -73,7 +73,8 @@ class ProjectedGradient:
 
         symmetric = problem.is_symmetric() if problem.symmetric is None else problem.symmetric
         if symmetric is not True:  # the extragradient method needs γ < 1/‖M‖, strictly
-            gamma = gamma * (EXTRAGRADIENT if symmetric is False else torch.where(symmetric, 1.0, EXTRAGRADIENT))
+            shorter = EXTRAGRADIENT * gamma
+            gamma = shorter if symmetric is False else torch.where(symmetric, gamma, shorter)
         if symmetric is False:
             w_from = w
             return proximal(proximal(w)), w, age
