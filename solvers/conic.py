@@ -36,7 +36,8 @@ class CvxpyLayers:
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
     to_tolerance: bool = field(default=True, init=False, repr=False)
-    eps: float = 1e-11
+    accuracy: ClassVar[float] = 1e-8
+    eps: float = 1e-10
     max_iters: int = 100_000
 
     def check_set(self, feasible: FeasibleSet) -> None:

@@ -74,7 +74,8 @@ def solve(
             it. ``"unrolled"`` differentiates the iterations. ``"one_step"`` differentiates one more step from the
             answer as if it had no history (Bolte, Pauwels and Vaiter 2023). ``cvxpylayers``, ``softmax`` and ``mean``
             carry their own derivative and take ``"implicit"`` only; ``scipy`` returns weights without a gradient.
-        tol: Relative tolerance of the natural residual; 1e-9 in float64 and 1e-5 in float32 if omitted.
+        tol: Relative tolerance of the natural residual; 1e-9 in float64 and 1e-5 in float32 if omitted, or
+            what the solver can reach (1e-8 for ``cvxpylayers``, 1e-6 for ``scipy``).
         max_iter: Bound on the iterations; the solver's own default if omitted.
         on_failure: What to do about items with faulty data or an answer above its tolerance: ``"raise"`` ValueError or
             `ConvergenceError`; ``"warn"`` and return NaN or the unconverged answer, with ``converged=False``;
@@ -103,7 +104,8 @@ def solve(
     method.check_set(problem.feasible)
 
     standard = problem.standard()
-    tol = DEFAULT_TOLERANCE[standard.q.dtype] if tol is None else tol
+    if tol is None:
+        tol = max(DEFAULT_TOLERANCE[standard.q.dtype], method.accuracy)
     batch_shape = list(problem.batch_shape)
     good = inspect(standard, problem.feasible.is_fixed, batch_shape, on_failure, check_monotone)
     healthy = _replace_faulty(standard, good)

@@ -25,6 +25,7 @@ class MirrorDescent:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
+    accuracy: ClassVar[float] = 0.0
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
 

@@ -23,6 +23,7 @@ class Scipy:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ()
+    accuracy: ClassVar[float] = 1e-6
     to_tolerance: bool = field(default=True, init=False, repr=False)
 
     def check_set(self, feasible: FeasibleSet) -> None:
