@@ -22,7 +22,6 @@ class Softmax:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
-    accuracy: ClassVar[float] = 0.0
     to_tolerance: bool = field(default=False, init=False, repr=False)
     temperature: float = 1.0
 
@@ -48,7 +47,6 @@ class Mean:
     """Equal weights ``w_i = total / L`` over the coordinates that exist."""
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
-    accuracy: ClassVar[float] = 0.0
     to_tolerance: bool = field(default=False, init=False, repr=False)
 
     def check_set(self, feasible: FeasibleSet) -> None:

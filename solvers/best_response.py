@@ -33,7 +33,6 @@ class BestResponse:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
-    accuracy: ClassVar[float] = 0.0
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
     damping: float | None = None

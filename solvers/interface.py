@@ -105,7 +105,7 @@ def solve(
 
     standard = problem.standard()
     if tol is None:
-        tol = max(DEFAULT_TOLERANCE[standard.q.dtype], method.accuracy)
+        tol = max(DEFAULT_TOLERANCE[standard.q.dtype], getattr(method, "accuracy", 0.0))
     batch_shape = list(problem.batch_shape)
     good = inspect(standard, problem.feasible.is_fixed, batch_shape, on_failure, check_monotone)
     healthy = _replace_faulty(standard, good)

@@ -25,7 +25,6 @@ class MirrorDescent:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
-    accuracy: ClassVar[float] = 0.0
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
 

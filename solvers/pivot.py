@@ -42,7 +42,6 @@ class Pivot:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit",)
-    accuracy: ClassVar[float] = 0.0
     to_tolerance: bool = field(default=True, init=False, repr=False)
     block_pivots: int = 8
 

@@ -31,7 +31,6 @@ class ProjectedGradient:
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("implicit", "unrolled", "one_step")
-    accuracy: ClassVar[float] = 0.0
     default_max_iter: ClassVar[int] = 20_000
     unroll: int | None = None
     accelerate: bool = True

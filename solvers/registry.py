@@ -28,11 +28,10 @@ class Solver(Protocol):
         gradients: The gradient flags that make sense for it. ``"implicit"``: its answer approximates the solution.
             ``"unrolled"``: it is made of differentiable operations. ``"one_step"``: it has a differentiable method
             ``one_step(problem, w)``. ``("own",)``: its answer carries a derivative of its own. ``()``: none.
-        accuracy: The least relative tolerance that it can be asked for by default.
+    It may have an attribute ``accuracy``, the least relative tolerance that it is asked for by default.
     """
 
     gradients: ClassVar[tuple[str, ...]]
-    accuracy: ClassVar[float]
 
     @property
     def to_tolerance(self) -> bool:
