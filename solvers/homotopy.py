@@ -114,14 +114,13 @@ def _follow(
         origin = _solved_at(problem, stairs, state, w, target, seed)
         d = target - origin
     else:
-        state, origin = start, target
+        state, origin = start.clone(), target
         d = direction.expand_as(origin)
     pivots = torch.zeros_like(state[0])
     active = torch.arange(problem.batch, device=state.device)
     if direction is not None:
         active = active[direction != 0]
     t = torch.zeros_like(problem.q[0])
-    final = state.clone()
     for _ in range(max_pivots):
         if active.numel() == 0:
             break
@@ -142,11 +141,10 @@ def _follow(
         done = (until >= end) | ~torch.isfinite(until)
         moved = s.scatter_add(0, which.unsqueeze(0), dy.gather(0, which.unsqueeze(0)).sign().long())
         state[:, active] = torch.where(done, s, moved.clamp(1, 5))
-        final[:, active] = state[:, active]
         t[active] = torch.where(done, end, until)
         pivots[active] += 1
         active = active[~done]
-    return final, pivots
+    return state, pivots
 
 
 def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, q: Tensor, seed: int) -> Tensor:
@@ -171,11 +169,16 @@ def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, 
     return torch.where(free, -value, -inside(-(Mw + q), slope_scale)) - Mw
 
 
-def _line(problem: StandardForm, stairs: Tensor, state: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, ...]:
-    """On fixed stairs everything is linear in t: the moving coordinate ``y + t dy`` and the weights ``w + t dw``."""
+def _free_held_slope(stairs: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which coordinates are free, the values of the others and the slopes of the free; each ``(L, B)``."""
     value = stairs.gather(0, state.unsqueeze(0))[0]
     free = state % 2 == 0
-    held, slope = torch.where(free, 0.0, value), torch.where(free, value, 0.0)
+    return free, torch.where(free, 0.0, value), torch.where(free, value, 0.0)
+
+
+def _line(problem: StandardForm, stairs: Tensor, state: Tensor, origin: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """On fixed stairs everything is linear in t: the moving coordinate ``y + t dy`` and the weights ``w + t dw``."""
+    free, held, slope = _free_held_slope(stairs, state)
     eye = torch.eye(problem.size, dtype=origin.dtype, device=origin.device).unsqueeze(-1)
     A = torch.where(free.unsqueeze(1) & free.unsqueeze(0), problem.M, eye)
     constant = -((problem.M * held).sum(1) + origin + slope)
@@ -191,9 +194,7 @@ def _polish(problem: StandardForm, stairs: Tensor, state: Tensor, q: Tensor | No
 
     ``M`` is of size 1: the solver normalises it.
     """
-    value = stairs.gather(0, state.unsqueeze(0))[0]
-    free = state % 2 == 0
-    held, slope = torch.where(free, 0.0, value), torch.where(free, value, 0.0)
+    free, held, slope = _free_held_slope(stairs, state)
     with_sum = problem.total is not None and q is None
     q = problem.q if q is None else q
     w, price = held, torch.zeros_like(problem.q[0])

@@ -15,9 +15,8 @@ def solve_linear(A: Tensor, b: Tensor, *, pivoting: bool = False) -> Tensor:
     """``A⁻¹ b`` for ``A`` of shape ``(L, L, B)`` and ``b`` of shape ``(L, R, B)``, differentiable any number of times.
 
     Large batches of tiny systems are eliminated elementwise over the batch, without pivoting, which is stable for the
-    matrices of this package (their symmetric part is positive definite); a pivot that is zero or not positive gives a
-    zero component instead of an infinite one. All others go to LAPACK, with partial pivoting, which ``pivoting`` asks
-    for at every size.
+    matrices of this package (their symmetric part is positive definite). All others go to LAPACK, with partial
+    pivoting, which ``pivoting`` asks for at every size.
     """
     L, B = A.shape[0], A.shape[-1]
     if not pivoting and L <= ELIMINATE_UP_TO_SIZE and B >= ELIMINATE_FROM_BATCH:
