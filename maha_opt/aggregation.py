@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maha_opt.aggregation_base import Aggregated, Aggregation
-from maha_opt.problems import convex_from, nash_from
+from maha_opt.problems import convex_from, convex_objective, nash_from, nash_objective
 from maha_opt.scale_outputs import ScaleOutputs, check_exact
 from maha_opt.sets import SetLike
 from solvers import AffineVI
@@ -102,7 +102,11 @@ class ConvexAggregation(Aggregation):
         return self._by_head(self.target(inputs))
 
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
-        return convex_from(outputs, "consensus" if target is None else target, **self._set_and_prices(outputs))
+        goal = "consensus" if target is None else target
+        return convex_from(outputs, goal, feasible=self._set(outputs), **self._terms(outputs))
+
+    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        return convex_objective(outputs, "consensus" if target is None else target, weights, **self._terms(outputs))
 
 
 class NashAggregation(Aggregation):
@@ -180,4 +184,8 @@ class NashAggregation(Aggregation):
 
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
         del target
-        return nash_from(outputs, self.coupling, symmetric=False, **self._set_and_prices(outputs))
+        return nash_from(outputs, self.coupling, symmetric=False, feasible=self._set(outputs), **self._terms(outputs))
+
+    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        del target
+        return nash_objective(outputs, self.coupling, weights, **self._terms(outputs))

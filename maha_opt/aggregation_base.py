@@ -172,6 +172,35 @@ class Aggregation(nn.Module):
                 are faulty everywhere (NaN, or no scale that exists).
             ConvergenceError: An answer is above its tolerance, with `on_failure="raise"`.
         """
+        return self._aggregate(Y, available, inputs, mask)[0]
+
+    def with_objective(
+        self, Y: Tensor, available: Tensor | None = None, inputs: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Aggregated, Tensor]:
+        """What `forward` returns, and how well the weights do: the mean objective of the problems of real tokens.
+
+        The objective is that of the class, divided by the mean square of what went in, so that it does not depend on
+        the scale of the data: a scalar ≥ 0 in at least float32. At a minimiser its derivative is the partial one, with
+        the weights held fixed (the envelope theorem), so its gradient says how scale outputs, target and coupling would
+        have to change for the fusion to lose less; it is never a constant, and works for every solver.
+
+        Args:
+            Y: This and all others: see `forward`, which says what is raised too.
+            available: See there.
+            inputs: See there.
+            mask: See there.
+        """
+        aggregated, outputs, target = self._aggregate(Y, available, inputs, mask)
+        with full_precision(outputs.Y):
+            values = self._objective(outputs, target, aggregated.solution.weights)
+            if mask is None or self._whole:
+                return aggregated, values.mean()
+            real = (mask.unsqueeze(-1) if self._per_head else mask).to(values.dtype).expand_as(values)
+            return aggregated, (values * real).sum() / real.sum().clamp(min=1)
+
+    def _aggregate(
+        self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None
+    ) -> tuple[Aggregated, ScaleOutputs, Tensor | None]:
         checked_outputs(Y)
         batch, n = Y.shape[:2]
         check_exact("Y", Y, (batch, n, self.num_scales, self.d_model))
@@ -187,7 +216,7 @@ class Aggregation(nn.Module):
             options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
             solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
             fused = self._fused(outputs.Y, solution.weights)
-        return Aggregated(fused.to(Y.dtype), solution)
+        return Aggregated(fused.to(Y.dtype), solution), outputs, target
 
     def extra_repr(self) -> str:
         """The configuration that is not a submodule's."""
@@ -199,17 +228,24 @@ class Aggregation(nn.Module):
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
         raise NotImplementedError
 
+    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        """The objective of each problem, relative to the size of its data."""
+        raise NotImplementedError
+
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         """What goes in besides the scale outputs, arranged like them; None: nothing."""
         del inputs, mask, shape
         return None
 
-    def _set_and_prices(self, outputs: ScaleOutputs) -> dict[str, Any]:
-        feasible = self.feasible if isinstance(self.feasible, FeasibleSet) else self.feasible(outputs.available)
+    def _set(self, outputs: ScaleOutputs) -> FeasibleSet:
+        return self.feasible if isinstance(self.feasible, FeasibleSet) else self.feasible(outputs.available)
+
+    def _terms(self, outputs: ScaleOutputs) -> dict[str, Any]:
+        """Ridge and prices, as the problems and their objectives take them."""
         prices: Tensor | float = 0.0 if self.prices is None else self.prices
         if self.raw_prices is not None:
             prices = softplus(self.raw_prices.to(outputs.Y.dtype))
-        return {"feasible": feasible, "prices": prices, "ridge": self.ridge}
+        return {"prices": prices, "ridge": self.ridge}
 
     @property
     def _per_head(self) -> bool:

@@ -201,6 +201,62 @@ def nash_from(
         )
 
 
+def convex_objective(
+    outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float, prices: Tensor | float
+) -> Tensor:
+    """What `convex_from` minimises, at any weights (..., L), with equal weights as the prior: (...).
+
+    In units of `p + ‖t‖²/d`, the mean square of the scale outputs and of the target.
+    """
+    Y, available, tokens = outputs
+    with full_precision(Y):
+        count, power = _count(Y, available), _power_of(outputs)
+        if isinstance(target, Tensor):
+            t = _real_target(Y, target, tokens)
+        else:
+            t = Y.sum(-2) / (count if tokens is None else count.unsqueeze(-1))
+        fused = _weighted(weights, outputs)
+        misfit, size = (token_mean(x.square().mean(-1), tokens, trailing=0) for x in (fused - t, t))
+        off = weights - count.reciprocal()
+        off = off if available is None else off * available
+        extra = _priced(weights, prices, power) + 0.5 * ridge * power.squeeze(-1) * off.square().sum(-1)
+        return (0.5 * misfit + extra) / (power.squeeze(-1) + size)
+
+
+def nash_objective(
+    outputs: ScaleOutputs, coupling: Tensor | None, weights: Tensor, *, ridge: float, prices: Tensor | float
+) -> Tensor:
+    """What the players of `nash_from` pay, on average, at any weights (..., L): (...). In units of `p`."""
+    Y, available, tokens = outputs
+    with full_precision(Y):
+        count, power = _count(Y, available).squeeze(-1), _power_of(outputs)
+        shares = weights.unsqueeze(-2).expand(*weights.shape, weights.shape[-1])
+        if coupling is not None:
+            shares = shares * (1 + coupling.to(Y.dtype))
+        shares = shares if tokens is None else shares.unsqueeze(-3)
+        misfit = token_mean((Y - shares.contiguous() @ Y).square().mean(-1), tokens, trailing=1)
+        misfit = misfit if available is None else misfit * available
+        own = _priced(weights, prices, power) + 0.5 * ridge * power.squeeze(-1) * weights.square().sum(-1)
+        return (0.5 * misfit.sum(-1) + own) / (count * power.squeeze(-1))
+
+
+def _weighted(weights: Tensor, outputs: ScaleOutputs) -> Tensor:
+    """`Σ_l w_l y_l` of every token."""
+    weights = weights if outputs.tokens is None else weights.unsqueeze(-2)
+    return (weights.contiguous().unsqueeze(-2) @ outputs.Y).squeeze(-2)
+
+
+def _priced(weights: Tensor, prices: Tensor | float, power: Tensor) -> Tensor:
+    """`Σ_l λ_l|w_l|`."""
+    return (_l1(prices, power) * weights.abs()).sum(-1)
+
+
+def _power_of(outputs: ScaleOutputs) -> Tensor:
+    """Mean square of the scale outputs that exist, (..., 1): `_power` of their Gram matrices."""
+    squares = token_mean(outputs.Y.square().mean(-1), outputs.tokens, trailing=1)
+    return (squares.sum(-1, keepdim=True) / _count(outputs.Y, outputs.available)).clamp(min=SMALLEST_POWER)
+
+
 def _real_target(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
     """The target, checked, of the type of `Y`, and zero where no token is real."""
     check_shape("target", target, (*Y.shape[:-2], Y.shape[-1]))

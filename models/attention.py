@@ -5,28 +5,56 @@ At scale `l`, with cells `X_l = D_l(X)` of the tokens X and one value projection
     Q_l = X_l W^Q_l,   K_l = X_l W^K_l,   V_l = D_l(X W^V),   Y_l = softmax(Q_l K_lᵀ / √d_head) V_l   (per head),
 
 and token t reads the answer of its cell ("coarse" queries, as published). With "fine" queries `Q_l = X W^Q_l`: every
-token asks the cells itself, and nothing is upsampled. The fusion of the `Y_l` is somebody else's work.
+token asks the cells itself, and nothing is upsampled. With one projection "shared" by the scales, `Q_l = D_l(X W^Q)`
+and `K_l = D_l(X W^K)`. The fusion of the `Y_l` is somebody else's work.
 
-Source: the published MAHA attention ("full", "coarse"); causality, padding, windows and fine queries are our own
-derivation.
+Source: the published MAHA attention ("full", "coarse", a projection per "scale"); causality, padding, windows, fine
+queries and shared projections are our own derivation.
 
 Cost in scores per token, at scale l, with n tokens and `window` w: full n/r^{2l} (coarse) or n/r^l (fine); windowed
-1.5·w/r^l (coarse) or 1.5·w (fine). The coarsest scale is full unless it has a window too, so the cost is linear in n
-only if the number of scales follows the *configured* length, or with `coarsest_window`.
+1.5·w/r^l (coarse) or 1.5·w (fine). So windowed attention is linear in n; with `coarsest_window=None` the coarsest scale
+is full, and the whole is linear only if the number of scales follows the *configured* length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from models.columns import columns_at, last_columns, real_columns
 from models.decomposition import HierarchicalDecomposition, Packing, check_mask, check_tokens
-from models.upsampling import available_scales, group_tokens, ungroup_tokens
+from models.rotary import middle_of_cell, rotate
+from models.upsampling import available_scales, group_tokens, to_tokens, ungroup_tokens
+from models.windows import attend_cells
 
-__all__ = ["MultiscaleAttention"]
+__all__ = ["AttentionState", "MultiscaleAttention"]
+
+
+@dataclass
+class AttentionState:
+    """What causal attention remembers of the tokens that it has seen; `MultiscaleAttention.step` brings it forward.
+
+    Keys and values of scale l stand in a ring: cell j in slot `j mod slots_l`. A row has `lengths // r^l` cells.
+
+    Attributes:
+        lengths: (batch,) int64, number of tokens seen in each row.
+        children: for each scale l ≥ 1, (batch, streams, kernel_size, d_model), the last cells of scale l − 1, of which
+            the next cell is made; zero before the first.
+        keys: for each scale, (batch, slots_l, heads, d_head).
+        values: likewise.
+        answers: (batch, L, d_model), what each scale last said; zero before its first cell.
+    """
+
+    lengths: Tensor
+    children: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+    answers: Tensor
 
 
 class MultiscaleAttention(nn.Module):
@@ -44,15 +72,20 @@ class MultiscaleAttention(nn.Module):
         num_heads: number of heads; divides `d_model`.
         num_scales: number of scales L, that of `decomposition_module`.
         decomposition_module: makes the cells, of tokens and of values alike.
-        attention: "windowed" gives every scale but the coarsest a sliding window, and makes no n×n tensor; "full" lets
-            every cell see all cells of its scale, as published.
+        attention: "windowed" gives every scale a sliding window, and makes no n×n tensor; "full" lets every cell see
+            all cells of its scale, as published.
         window: how many cells of its own scale a query sees. Causal: the last `window` complete ones, its own
             included. Bidirectional: its own and `window // 2` on either side. Ignored where `attention="full"`.
+        coarsest_window: the window of the coarsest scale. The default, 256 cells, is everything in a sequence of up to
+            `256·r^(L−1)` tokens (half of it where bidirectional), and keeps the cost linear beyond. None: no window,
+            at a cost of n/r^{2(L−1)} scores per token.
         query_resolution: "coarse": a cell asks for all tokens that read it. In a causal model it is the last complete
             cell, so the question is up to `2r^l − 2` tokens old, and the finest window must cover that: `window` of at
             least `2·r^(L−1) − 1`. "fine": every token asks.
+        projections: "scale": queries and keys of each scale have a projection of their own, as published; "shared": one
+            for all scales, its outputs made coarser like the values. With fine queries the former costs L projections
+            of every token, the latter one.
         causal: as the decomposition is.
-        coarsest_window: a window for the coarsest scale too, where `attention="windowed"`; None: it sees everything.
         rotary_base: rotates queries and keys by their position (the middle of a cell, in tokens) with this base, for
             example 10000; None: positions are left to the caller.
 
@@ -69,9 +102,10 @@ class MultiscaleAttention(nn.Module):
         *,
         attention: Literal["windowed", "full"] = "windowed",
         window: int = 128,
+        coarsest_window: int | None = 256,
         query_resolution: Literal["coarse", "fine"] = "coarse",
+        projections: Literal["scale", "shared"] = "scale",
         causal: bool = False,
-        coarsest_window: int | None = None,
         rotary_base: float | None = None,
     ) -> None:
         super().__init__()
@@ -85,6 +119,8 @@ class MultiscaleAttention(nn.Module):
             raise ValueError(f'attention must be "windowed" or "full", but got {attention!r}.')
         if query_resolution not in ("coarse", "fine"):
             raise ValueError(f'query_resolution must be "coarse" or "fine", but got {query_resolution!r}.')
+        if projections not in ("scale", "shared"):
+            raise ValueError(f'projections must be "scale" or "shared", but got {projections!r}.')
         if rotary_base is not None and (d_model // num_heads) % 2:
             raise ValueError(f"rotary_base needs an even number of channels per head, but got {d_model // num_heads}.")
         if coarsest_window is not None and coarsest_window < 1:
@@ -97,13 +133,23 @@ class MultiscaleAttention(nn.Module):
         self.decomposition = decomposition_module
         self.attention = attention
         self.window = window
-        self.query_resolution = query_resolution
-        self.causal = causal
         self.coarsest_window = coarsest_window
+        self.query_resolution = query_resolution
+        self.projections = projections
+        self.causal = causal
         self.rotary_base = rotary_base
-        self.queries = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_scales))
-        self.keys = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(num_scales))
+        count = num_scales if projections == "scale" else 1
+        self.queries = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(count))
+        self.keys = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(count))
         self.value = nn.Linear(d_model, d_model, bias=False)
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        return (
+            f"num_heads={self.num_heads}, attention={self.attention!r}, window={self.window}, "
+            f"coarsest_window={self.coarsest_window}, query_resolution={self.query_resolution!r}, "
+            f"projections={self.projections!r}, causal={self.causal}, rotary_base={self.rotary_base}"
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Answers of all scales.
@@ -129,148 +175,161 @@ class MultiscaleAttention(nn.Module):
         if mask is not None:
             check_mask(mask, x)
             packing = Packing.from_mask(mask)
-            y, available = self._forward_packed(packing.pack(x), packing.lengths)
+            packed = packing.pack(x)
+            y, available = self.upsample(self.answers(packed, packing.lengths), packed.shape[1], packing.lengths)
             return packing.unpack(y), packing.unpack(available)
         if lengths is not None and lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths must have shape {tuple(x.shape[:1])}, but got {tuple(lengths.shape)}.")
-        return self._forward_packed(x, lengths)
+        return self.upsample(self.answers(x, lengths), x.shape[1], lengths)
 
-    def _forward_packed(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        batch, n, _ = x.shape
-        cells = self.decomposition.pyramid(x, lengths)
-        values = self.decomposition.pyramid(self.value(cells[0]), lengths)
-        y = torch.stack(
-            [self._attend(scale, cells[0], cells[scale], values[scale], lengths) for scale in range(self.num_scales)],
-            dim=2,
-        )
-        ends = torch.full((batch,), n, device=x.device) if lengths is None else lengths
-        available = available_scales(n, self.num_scales, self.decomposition.compression_ratio, ends, causal=self.causal)
+    def answers(self, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+        """What each scale says, of packed rows, without checks.
+
+        Args:
+            x: (batch, n, d_model).
+            lengths: (batch,) integer, as in `forward`.
+
+        Returns:
+            For each scale, one answer per cell, (batch, n_l, d_model), where queries are coarse, and one per token,
+            (batch, n, d_model), where they are fine. Those of cells and tokens that do not exist are finite.
+        """
+        return [self._attend(scale, q, k, v, lengths) for scale, (_, q, k, v) in enumerate(self._scales(x, lengths))]
+
+    def upsample(self, answers: list[Tensor], n: int, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Answers of packed rows, as `answers` returns them, to what `forward` returns of packed rows."""
+        r = self.decomposition.compression_ratio
+        if self.query_resolution == "coarse":
+            answers = [to_tokens(y, r**scale, n, causal=self.causal) for scale, y in enumerate(answers)]
+        y = torch.stack(answers, dim=2)
         if lengths is not None:
-            real = torch.arange(n, device=x.device) < lengths[:, None]
-            y = y.masked_fill(~real[..., None, None], 0)
-        return y, available
+            y = y.masked_fill(~real_columns(n, lengths)[..., None, None], 0)
+        ends = torch.full(y.shape[:1], n, device=y.device) if lengths is None else lengths
+        return y, available_scales(n, self.num_scales, r, ends, causal=self.causal)
 
-    def _attend(self, scale: int, tokens: Tensor, cells: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
-        """One scale's answers at the tokens, (batch, n, d_model)."""
-        stride = self.decomposition.compression_ratio**scale
-        keys = self._heads(self.keys[scale](cells), stride)
-        if self.query_resolution == "fine":
-            queries = self._heads(self.queries[scale](tokens), 1)
-            queries = group_tokens(queries, stride, causal=self.causal)
+    def remember(self, x: Tensor, lengths: Tensor, max_len: int) -> tuple[list[Tensor], AttentionState]:
+        """`answers` of packed rows, and the state after them. Causal only.
+
+        Args:
+            x: (batch, n, d_model).
+            lengths: (batch,) integer, number of real tokens of each row.
+            max_len: how many tokens a row may get.
+        """
+        r, taps = self.decomposition.compression_ratio, self.decomposition.kernel_size
+        answers, held = [], []
+        state = AttentionState(lengths=lengths.clone(), children=[], keys=[], values=[], answers=x[:, 0])
+        for scale, (cells, queries, keys, values) in enumerate(self._scales(x, lengths)):
+            count, window = lengths // r**scale, self._window(scale)
+            slots = max(max_len // r**scale, 1) if window is None else min(window, max(max_len // r**scale, 1))
+            # In slot s stands the last cell j < count with j mod slots = s.
+            last = count[:, None] - 1
+            cell = last - (last - torch.arange(slots, device=x.device)) % slots
+            state.keys.append(columns_at(keys, cell))
+            state.values.append(columns_at(values, cell))
+            if scale + 1 < self.num_scales:
+                state.children.append(torch.stack([last_columns(stream, count, taps) for stream in cells], 1))
+            answers.append(self._attend(scale, queries, keys, values, lengths))
+            held.append(last_columns(answers[-1], lengths if self.query_resolution == "fine" else count, 1)[:, 0])
+        state.answers = torch.stack(held, 1)
+        return answers, state
+
+    def step(self, x: Tensor, state: AttentionState, real: Tensor) -> tuple[Tensor, Tensor]:
+        """One more token for each row, in O(window): what `forward` says of it.
+
+        Args:
+            x: (batch, d_model).
+            state: the state of the rows; changed in place.
+            real: (batch,) bool, False where a row gets no token. Its state stays, its answers mean nothing.
+
+        Returns:
+            Scale outputs (batch, L, d_model) and `available` (batch, L) bool.
+        """
+        r, fine = self.decomposition.compression_ratio, self.query_resolution == "fine"
+        position = state.lengths[:, None]
+        state.lengths = state.lengths + real
+        tokens = cells = self._streams(x[:, None])
+        complete = real
+        for scale in range(self.num_scales):
+            count = state.lengths // r**scale
+            if scale:
+                below = state.children[scale - 1]
+                pushed = torch.cat([below[:, :, 1:], torch.stack(cells, 1)], dim=2)
+                state.children[scale - 1] = torch.where(complete[:, None, None, None], pushed, below)
+                cells = [self.decomposition.combine(children, scale)[:, None] for children in pushed.unbind(1)]
+                complete = real & (state.lengths % r**scale == 0)
+            middle = middle_of_cell(count[:, None] - 1, r**scale)
+            queries, keys, values = self._project(scale, tokens, cells, position if fine else middle, middle)
+            slot = (count[:, None] - 1) % state.keys[scale].shape[1]
+            _write(state.keys[scale], slot, keys, complete)
+            _write(state.values[scale], slot, values, complete)
+            y = _attend_slots(queries, state.keys[scale], state.values[scale], count)
+            renewed = real & (count > 0) if fine else complete
+            state.answers[:, scale] = torch.where(renewed[:, None], y, state.answers[:, scale])
+        strides = torch.tensor([r**scale for scale in range(self.num_scales)], device=x.device)
+        return state.answers.clone(), (state.lengths[:, None] >= strides) | (strides == 1)
+
+    def _streams(self, x: Tensor) -> list[Tensor]:
+        """What is made coarser: the tokens and their values, or queries, keys and values; each (batch, n, d_model)."""
+        if self.projections == "scale":
+            return [x, self.value(x)]
+        return [self.queries[0](x), self.keys[0](x), self.value(x)]
+
+    def _scales(self, x: Tensor, lengths: Tensor | None) -> Iterator[tuple[list[Tensor], Tensor, Tensor, Tensor]]:
+        """For each scale, the cells of every stream, and its queries, keys and values by head."""
+        streams = self._streams(x)
+        pyramids = [self.decomposition.pyramid(stream, lengths) for stream in streams]
+        tokens = torch.arange(x.shape[1], device=x.device)
+        for scale in range(self.num_scales):
+            cells = [pyramid[scale] for pyramid in pyramids]
+            stride = self.decomposition.compression_ratio**scale
+            middle = middle_of_cell(torch.arange(cells[0].shape[1], device=x.device), stride)
+            of_queries = tokens if self.query_resolution == "fine" else middle
+            # Scale 0 of a pyramid is the stream itself, cleared of padding.
+            yield (cells, *self._project(scale, [pyramid[0] for pyramid in pyramids], cells, of_queries, middle))
+
+    def _project(
+        self, scale: int, tokens: list[Tensor], cells: list[Tensor], of_queries: Tensor, of_cells: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the tokens or of the cells, and keys and values of the cells, by head and at their positions."""
+        queries = (tokens if self.query_resolution == "fine" else cells)[0]
+        if self.projections == "scale":
+            queries, keys, values = self.queries[scale](queries), self.keys[scale](cells[0]), cells[1]
         else:
-            queries = self._heads(self.queries[scale](cells), stride)[:, :, None]
-        window = self.coarsest_window if scale == self.num_scales - 1 else self.window
-        if self.attention == "full":
-            window = None
+            _, keys, values = cells
+        queries, keys, values = (y.unflatten(2, (self.num_heads, -1)) for y in (queries, keys, values))
+        if self.rotary_base is not None:
+            queries, keys = rotate(queries, of_queries, self.rotary_base), rotate(keys, of_cells, self.rotary_base)
+        return queries, keys, values
+
+    def _attend(self, scale: int, queries: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
+        """One scale's answers, as `answers` returns them."""
+        stride, n = self.decomposition.compression_ratio**scale, queries.shape[1]
+        fine, causal = self.query_resolution == "fine", self.causal
+        queries = group_tokens(queries, stride, causal=causal) if fine else queries[:, :, None]
         # In packed rows padding comes last, where no causal query sees it.
-        real_cells = None if lengths is None or self.causal else -(-lengths // stride)
-        values = values.unflatten(2, (self.num_heads, -1))
-        y = attend_cells(queries, keys, values, window=window, causal=self.causal, real_cells=real_cells).flatten(3)
-        return ungroup_tokens(y.expand(-1, -1, stride, -1), tokens.shape[1], causal=self.causal)
+        real_cells = None if lengths is None or causal else -(-lengths // stride)
+        y = attend_cells(queries, keys, values, window=self._window(scale), causal=causal, real_cells=real_cells)
+        y = y.flatten(3)
+        return ungroup_tokens(y, n, causal=causal) if fine else y[:, :, 0]
 
-    def _heads(self, x: Tensor, stride: int) -> Tensor:
-        """(batch, m, d_model) to (batch, m, heads, d_head), rotated where positions are rotary."""
-        x = x.unflatten(2, (self.num_heads, -1))
-        return x if self.rotary_base is None else rotate(x, stride, self.rotary_base)
-
-
-def attend_cells(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    window: int | None,
-    causal: bool,
-    real_cells: Tensor | None = None,
-) -> Tensor:
-    """Attention of queries that belong to cells, over the cells of one scale.
-
-    Args:
-        queries: (batch, m, c, heads, d_head), c queries for each of m cells.
-        keys: (batch, m, heads, d_head).
-        values: (batch, m, heads, d_head).
-        window: as in `MultiscaleAttention`; None: everything.
-        causal: queries of cell j see no cell after j.
-        real_cells: (batch,) number of cells that exist in each row, for bidirectional attention; None: all.
-
-    Returns:
-        As `queries`. Queries of cells that do not exist get some finite answer.
-    """
-    m = keys.shape[1]
-    if window is None or m <= (window if causal else window // 2 + 1):
-        return _attend_all(queries, keys, values, causal, real_cells)
-    return _attend_window(queries, keys, values, window, causal, real_cells)
+    def _window(self, scale: int) -> int | None:
+        if self.attention == "full":
+            return None
+        return self.coarsest_window if scale == self.num_scales - 1 else self.window
 
 
-def _attend_all(q: Tensor, k: Tensor, v: Tensor, causal: bool, real_cells: Tensor | None) -> Tensor:
-    batch, m, c, heads, d_head = q.shape
-    if causal:
-        # One causal attention for each of the c queries of a cell: no mask is made and half of the scores are skipped.
-        q = q.permute(0, 2, 3, 1, 4).reshape(batch * c, heads, m, d_head)
-        k, v = (x[:, None].expand(-1, c, -1, -1, -1).reshape(batch * c, m, heads, d_head) for x in (k, v))
-        y = scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-        return y.reshape(batch, c, heads, m, d_head).permute(0, 3, 1, 2, 4)
-    mask = None
-    if real_cells is not None:  # a row without any token still sees one cell, which is zero, rather than none
-        mask = (torch.arange(m, device=q.device) < real_cells.clamp(min=1)[:, None])[:, None, None]
+def _write(ring: Tensor, slot: Tensor, value: Tensor, where: Tensor) -> None:
+    """Puts `value` (batch, 1, heads, d_head) into the slot (batch, 1) of each row, where it is said to."""
+    index = slot[..., None, None].expand_as(value)
+    ring.scatter_(1, index, torch.where(where[:, None, None, None], value, ring.gather(1, index)))
+
+
+def _attend_slots(query: Tensor, keys: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """Attention of one query (batch, 1, heads, d_head) over the first `count` slots of each row; (batch, d_model)."""
+    seen = torch.arange(keys.shape[1], device=keys.device) < count.clamp(min=1)[:, None]  # a ring once filled stays so
     y = scaled_dot_product_attention(
-        q.flatten(1, 2).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+        query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=seen[:, None, None]
     )
-    return y.transpose(1, 2).unflatten(1, (m, c))
-
-
-def _attend_window(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, real_cells: Tensor | None) -> Tensor:
-    """Cuts the cells into blocks of half a window; three blocks of keys hold all that a block of queries may see.
-
-    They are the block itself and, causal, the two before, or else the one before and the one after.
-    """
-    batch, m, c, heads, d_head = q.shape
-    size = (window + 1) // 2
-    blocks = -(-m // size)
-    before = 2 if causal else 1
-    end_padding = blocks * size - m
-
-    def neighbourhoods(x: Tensor) -> Tensor:
-        x = pad(x, (0, 0, 0, 0, before * size, end_padding + (2 - before) * size)).unflatten(1, (blocks + 2, size))
-        x = torch.cat([x[:, i : i + blocks] for i in range(3)], dim=2)
-        return x.flatten(0, 1).transpose(1, 2)  # (batch · blocks, heads, 3 · size, d_head)
-
-    q = pad(q, (0, 0, 0, 0, 0, 0, 0, end_padding)).reshape(batch * blocks, size * c, heads, d_head)
-    mask = _window_mask(m, window, causal, real_cells, q.device)  # (batch or 1, blocks, size, 3 · size)
-    mask = mask[:, :, :, None].expand(batch, -1, -1, c, -1).reshape(batch * blocks, 1, size * c, 3 * size)
-    y = scaled_dot_product_attention(q.transpose(1, 2), neighbourhoods(k), neighbourhoods(v), attn_mask=mask)
-    return y.transpose(1, 2).reshape(batch, blocks * size, c, heads, d_head)[:, :m]
-
-
-def _window_mask(m: int, window: int, causal: bool, real_cells: Tensor | None, device: torch.device) -> Tensor:
-    """Who sees whom within the three blocks: (batch or 1, blocks, size, 3 · size) bool."""
-    size = (window + 1) // 2
-    query = torch.arange(size, device=device)[:, None]
-    key = torch.arange(3 * size, device=device) - (2 if causal else 1) * size
-    distance = key - query
-    near = (distance <= 0) & (distance > -window) if causal else distance.abs() <= window // 2
-    cell = torch.arange(0, m, size, device=device)[:, None] + key
-    exists = (cell >= 0) & (cell < m) if real_cells is None else (cell >= 0) & (cell < real_cells[:, None, None])
-    # A cell sees itself even where it does not exist, so that no softmax is empty; nobody reads its answer.
-    return (near & exists.reshape(-1, cell.shape[0], 1, 3 * size)) | (distance == 0)
-
-
-def rotate(x: Tensor, stride: int, base: float) -> Tensor:
-    """Rotary positions (Su et al., 2021): turns pairs of channels by the position times a falling frequency.
-
-    Args:
-        x: (batch, m, heads, d_head), d_head even; computed in float32 at least, returned in its own type.
-        stride: tokens in a cell; the position of cell j is its middle, `j·stride + (stride − 1)/2`.
-        base: ratio of the highest to the lowest frequency, nearly.
-    """
-    half = x.shape[3] // 2
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    position = torch.arange(x.shape[1], device=x.device, dtype=dtype) * stride + (stride - 1) / 2
-    frequency = base ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-    angle = (position[:, None] * frequency)[:, None]
-    first, second = x.to(dtype).split(half, dim=3)
-    turned = (first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin())
-    return torch.cat(turned, dim=3).to(x.dtype)
+    return y.transpose(1, 2).flatten(1)
 
 
 def _check_window(window: int, num_scales: int, ratio: int, query_resolution: str, causal: bool) -> None:

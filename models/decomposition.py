@@ -223,6 +223,15 @@ class HierarchicalDecomposition(nn.Module):
             terms = [(block * tap).sum(dim=2) for block, tap in zip(windows, weight, strict=True)]
         return torch.stack(terms).sum(dim=0).to(cells.dtype) if overlap else terms[0].to(cells.dtype)
 
+    def combine(self, children: Tensor, scale: int) -> Tensor:
+        """The causal cell of a scale that ends with its last child: (batch, kernel_size, d) to (batch, d)."""
+        if self.mode == "pool":
+            return children.mean(dim=1)
+        weight = self.weights[scale - 1]
+        if self.dense:
+            return (children.flatten(1) @ weight.flatten(0, 2)).to(children.dtype)
+        return (children * weight.flatten(0, 1)).sum(dim=1).to(children.dtype)
+
     def num_cells(self, n: int, scale: int) -> int:
         """Number of cells that `n` tokens have at a scale."""
         stride = self.compression_ratio**scale

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from models.columns import real_columns
 from models.decomposition import Packing
 
-__all__ = ["available_scales", "group_tokens", "ungroup_tokens", "upsample"]
+__all__ = ["available_scales", "group_tokens", "to_tokens", "ungroup_tokens", "upsample"]
 
 
 def group_tokens(x: Tensor, stride: int, *, causal: bool) -> Tensor:
@@ -44,6 +45,11 @@ def ungroup_tokens(groups: Tensor, n: int, *, causal: bool) -> Tensor:
     stride = groups.shape[2]
     skipped = stride - 1 if causal else 0
     return _pad_columns(groups.flatten(1, 2), skipped, 0)[:, :n]
+
+
+def to_tokens(cells: Tensor, stride: int, n: int, *, causal: bool) -> Tensor:
+    """Every token's cell: (batch, cells, d) to (batch, n, d), zero where the token reads none."""
+    return ungroup_tokens(cells[:, :, None].expand(-1, -1, stride, -1), n, causal=causal)
 
 
 def available_scales(n: int, num_scales: int, compression_ratio: int, lengths: Tensor, *, causal: bool) -> Tensor:
@@ -98,14 +104,13 @@ def upsample(
         if cell.shape != (batch, expected, cells[0].shape[2]):
             needed = (batch, expected, cells[0].shape[2])
             raise ValueError(f"cells[{scale}] must have shape {needed}, but got {tuple(cell.shape)}.")
-        groups = cell[:, :, None].expand(-1, -1, stride, -1)
-        outputs.append(ungroup_tokens(groups, n, causal=causal))
+        outputs.append(to_tokens(cell, stride, n, causal=causal))
     lengths = torch.full((batch,), n, device=cells[0].device) if packing is None else packing.lengths
     available = available_scales(n, len(cells), compression_ratio, lengths, causal=causal)
     y = torch.stack(outputs, dim=2)
     if packing is None:
         return y, available
-    real = torch.arange(n, device=y.device) < lengths[:, None]
+    real = real_columns(n, lengths)
     return packing.unpack(y.masked_fill(~real[..., None, None], 0)), packing.unpack(available)
 
 

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from models import HierarchicalDecomposition, MultiscaleAttention
-from models.attention import _window_mask, rotate
+from models.rotary import middle_of_cell, rotate
+from models.windows import _window_mask
 
 D, HEADS = 8, 2
 LENGTHS = [*range(1, 28), 29, 31, 37, 41]
@@ -24,6 +25,13 @@ OPTIONS = {
 }
 OPTIONS["windowed coarse everywhere"] = {"query_resolution": "coarse", "coarsest_window": 2}
 OPTIONS["windowed fine everywhere"] = {"query_resolution": "fine", "coarsest_window": 3}
+for queries in ("coarse", "fine"):
+    OPTIONS[f"windowed {queries} shared"] = {
+        "query_resolution": queries,
+        "projections": "shared",
+        "rotary_base": 100.0,
+        "coarsest_window": None,
+    }
 
 options = pytest.mark.parametrize("option", OPTIONS)
 both_modes = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -55,8 +63,14 @@ def padded(x, left, right):
 def reference(module, x):
     """Scale outputs and availability of one row (n, d) without padding: every score is written out, then masked."""
     n, r = len(x), module.decomposition.compression_ratio
-    cells = [c[0] for c in module.decomposition(x[None]).cells]
-    values = [v[0] for v in module.decomposition(module.value(x[None])).cells]
+    shared = module.projections == "shared"
+
+    def cells_of(stream):
+        return [c[0] for c in module.decomposition(stream).cells]
+
+    cells, values = cells_of(x[None]), cells_of(module.value(x[None]))
+    if shared:
+        all_queries, all_keys = cells_of(module.queries[0](x[None])), cells_of(module.keys[0](x[None]))
     y, available = x.new_zeros(n, module.num_scales, D), torch.ones(n, module.num_scales, dtype=torch.bool)
     for scale in range(module.num_scales):
         coarsest = scale == module.num_scales - 1
@@ -72,8 +86,11 @@ def reference(module, x):
                 reach = window - 1 if module.causal else window // 2
                 first, last = max(first, own - reach), min(last, own + reach)
             fine = module.query_resolution == "fine"
-            query = module.queries[scale](x[t] if fine else cells[scale][own])
-            keys = module.keys[scale](cells[scale])
+            if shared:
+                query, keys = all_queries[0][t] if fine else all_queries[scale][own], all_keys[scale]
+            else:
+                query = module.queries[scale](x[t] if fine else cells[scale][own])
+                keys = module.keys[scale](cells[scale])
             if module.rotary_base is not None:
                 middle = torch.arange(len(keys)) * stride + (stride - 1) / 2
                 query = turn(query, torch.tensor(float(t)) if fine else middle[own], module.rotary_base)
@@ -299,9 +316,10 @@ def test_no_query_of_a_window_is_left_without_a_key(causal):
 
 def test_rotary_scores_depend_on_distances_only():
     q, k = tokens(1, 1).view(1, 1, 1, D), tokens(1, 1, seed=2).view(1, 1, 1, D)
-    query, key = rotate(q.expand(1, 30, 1, D), 1, 50.0)[0, :, 0], rotate(k.expand(1, 30, 1, D), 1, 50.0)[0, :, 0]
+    positions = torch.arange(30)
+    query, key = (rotate(x.expand(1, 30, 1, D), positions, 50.0)[0, :, 0] for x in (q, k))
     torch.testing.assert_close(query[20] @ key[13], query[9] @ key[2])
-    cells = rotate(k.expand(1, 9, 1, D), 3, 50.0)[0, :, 0]  # the middle of cell j is token 3j + 1
+    cells = rotate(k.expand(1, 9, 1, D), middle_of_cell(torch.arange(9), 3), 50.0)[0, :, 0]  # cell j: token 3j + 1
     torch.testing.assert_close(cells, key[1:28:3])
 
 
@@ -313,6 +331,7 @@ def test_rotary_scores_depend_on_distances_only():
         ({"d_model": 16}, "d_model must be that of decomposition_module, 8, but got 16"),
         ({"causal": False}, "causal must be that of decomposition_module, True, but got False"),
         ({"attention": "sparse"}, 'attention must be "windowed" or "full", but got .sparse'),
+        ({"projections": "none"}, 'projections must be "scale" or "shared", but got .none'),
         ({"query_resolution": "medium"}, 'query_resolution must be "coarse" or "fine", but got .medium'),
         ({"window": 6}, r"window must be at least 7 \(2·r.* up to 6 tokens old\), but got 6"),
         ({"window": 0, "query_resolution": "fine"}, "window must be at least 1 .*, but got 0"),

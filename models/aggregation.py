@@ -1,0 +1,115 @@
+"""The fusion of a block under its published name; the work is done by `maha_opt`'s aggregation modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from torch import Tensor, nn
+
+from maha_opt.aggregation import ConvexAggregation, Granularity, NashAggregation, Prices
+from maha_opt.sets import SetLike
+from models.upsampling import upsample
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["FusionOptions", "OptimizationDrivenAggregation"]
+
+
+class FusionOptions(TypedDict, total=False):
+    """Options of `maha_opt.ConvexAggregation` and `maha_opt.NashAggregation`, which document them.
+
+    Attributes:
+        target: "linear" or "consensus"; convex only.
+        granularity: "token", "token_head", "sequence" or "head".
+        feasible: name of a set, a set, or what makes one.
+        feasible_options: options of a named set.
+        prices: one per scale, "learned", or None.
+        ridge: relative to the mean square of the scale outputs.
+        solver: one of `solvers.available_solvers`.
+        gradient: "implicit", "unrolled" or "one_step".
+        solver_options: options of the solver.
+        on_failure: "raise", "warn" or "ignore".
+    """
+
+    target: Literal["linear", "consensus"]
+    granularity: Granularity
+    feasible: SetLike
+    feasible_options: Mapping[str, object] | None
+    prices: Prices
+    ridge: float
+    solver: str
+    gradient: str
+    solver_options: Mapping[str, object] | None
+    on_failure: str
+
+
+class OptimizationDrivenAggregation(nn.Module):
+    """Fuses what the scales say with the weights that solve a convex program or a game between them.
+
+    Args:
+        num_scales: number of scales L.
+        d_model: number of channels.
+        strategy: "convex" (`maha_opt.ConvexAggregation`) or "nash" (`maha_opt.NashAggregation`).
+        compression_ratio: r, of scale outputs that are given as cells.
+        num_heads: number of heads, for the granularities that have weights for each.
+        causal: refuses the granularities that leak, and reads the last complete cell of cells.
+        options: see `FusionOptions`.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+        TypeError: there is no such option.
+    """
+
+    def __init__(
+        self,
+        num_scales: int,
+        d_model: int,
+        strategy: Literal["convex", "nash"] = "convex",
+        *,
+        compression_ratio: int = 2,
+        num_heads: int = 1,
+        causal: bool = False,
+        **options: Unpack[FusionOptions],
+    ) -> None:
+        super().__init__()
+        if strategy not in ("convex", "nash"):
+            raise ValueError(f'strategy must be "convex" or "nash", but got {strategy!r}.')
+        if strategy == "nash" and "target" in options:
+            raise TypeError(
+                'target belongs to strategy="convex": the players of "nash" have their own outputs as targets.'
+            )
+        self.compression_ratio = compression_ratio
+        self.causal = causal
+        kind = ConvexAggregation if strategy == "convex" else NashAggregation
+        self.fusion = kind(num_scales, d_model, num_heads=num_heads, causal=causal, **options)  # pyright: ignore[reportArgumentType]
+
+    def forward(
+        self,
+        scale_outputs: Tensor | Sequence[Tensor],
+        available: Tensor | None = None,
+        inputs: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fuses the scales.
+
+        Args:
+            scale_outputs: (batch, n, L, d_model), what each scale says at each token; or, as published, cells of each
+                scale, (batch, n_l, d_model), which are brought to the tokens here.
+            available: (batch, n, L) bool, True where a scale exists for a token; None: all do. Not with cells, which
+                tell by themselves.
+            inputs: (batch, n, d_model), of which a linear target is made.
+            mask: (batch, n) bool, True where the token is real; None: all are.
+
+        Returns:
+            The fused output (batch, n, d_model), zero at padding, and the auxiliary loss, a scalar: the mean objective
+            of the problems that were solved (`maha_opt.Aggregation.with_objective`), which says how much of the target
+            the fusion leaves unexplained. Its gradient is that of the objective, by the envelope theorem.
+        """
+        if not isinstance(scale_outputs, Tensor):
+            if available is not None:
+                raise ValueError("available must not be given with cells of each scale, which tell by themselves.")
+            scale_outputs, available = upsample(scale_outputs, self.compression_ratio, causal=self.causal)
+        aggregated, objective = self.fusion.with_objective(scale_outputs, available, inputs, mask)
+        return aggregated.output, objective
