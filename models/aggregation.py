@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
@@ -77,13 +77,12 @@ class OptimizationDrivenAggregation(nn.Module):
         if strategy not in ("convex", "nash"):
             raise ValueError(f'strategy must be "convex" or "nash", but got {strategy!r}.')
         if strategy == "nash" and "target" in options:
-            raise TypeError(
-                'target belongs to strategy="convex": the players of "nash" have their own outputs as targets.'
-            )
+            raise TypeError('target belongs to strategy="convex": a player of "nash" has its own output as a target.')
         self.compression_ratio = compression_ratio
         self.causal = causal
         kind = ConvexAggregation if strategy == "convex" else NashAggregation
-        self.fusion = kind(num_scales, d_model, num_heads=num_heads, causal=causal, **options)  # pyright: ignore[reportArgumentType]
+        shared: dict[str, Any] = {"num_heads": num_heads, "causal": causal, **options}
+        self.fusion = kind(num_scales, d_model, **shared)
 
     def forward(
         self,

@@ -56,9 +56,10 @@ class BlockState:
 
 
 class MAHABlock(nn.Module):
-    r"""Replaces self-attention by the fusion of several scales:
+    r"""A transformer block with the fusion of several scales in place of self-attention.
 
-        H = DilatedConv(x),   Y_l = Attention_l(H),   G_l = Gate(Y_l, Y_{l+1}),   x ← x + W (Σ_l w_l G_l),   x ← x + FF(x),
+        H = DilatedConv(x),   Y_l = Attention_l(H),   G_l = Gate(Y_l, Y_{l+1}),
+        x ← x + W (Σ_l w_l G_l),   x ← x + FF(x),
 
     with `w` the solution of a convex program or a game for every token. In a decoder's block, attention to a memory
     stands before the feed-forward part.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,11 +153,11 @@ class MAHATransformer(nn.Module):
         memory_mask = None if memory_mask is None else as_mask("memory_mask", memory_mask)
         objectives = []
         for layer in self.layers:
-            arguments = {"lengths": lengths, "memory": memory, "memory_mask": memory_mask}
+            block = partial(layer, lengths=lengths, memory=memory, memory_mask=memory_mask)
             if self.gradient_checkpointing and self.training:
-                h, objective = checkpoint(layer, h, use_reentrant=False, **arguments)  # pyright: ignore[reportGeneralTypeIssues]
+                h, objective = cast(tuple[Tensor, Tensor], checkpoint(block, h, use_reentrant=False))
             else:
-                h, objective = layer(h, **arguments)
+                h, objective = block(h)
             objectives.append(objective)
         return self._finished(h, packing), torch.stack(objectives).mean()
 
