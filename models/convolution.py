@@ -54,8 +54,8 @@ class DilatedConvolution(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the taps as torch draws those of a convolution, uniformly in ±1/√(number of inputs)."""
         inputs = self.kernel_size * (self.d_model if self.dense else 1)
-        self.weight.uniform_(-(inputs**-0.5), inputs**-0.5)
-        self.bias.zero_()
+        nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)
+        nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

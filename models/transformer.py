@@ -213,7 +213,7 @@ class MAHATransformer(nn.Module):
         if x.shape != (*rows, self.d_model) if embedded else x.shape != rows:
             raise ValueError(f"x must be one token for each of {rows[0]} rows, but has shape {tuple(x.shape)}.")
         real = torch.ones_like(state.lengths, dtype=torch.bool) if real is None else as_mask("real", real)
-        if int(torch.where(real, state.lengths, 0).max()) >= self.max_len:
+        if bool((real & (state.lengths >= self.max_len)).any()):
             raise ValueError(f"max_len is {self.max_len}: a row has that many tokens already.")
         h = x if embedded else self.token_emb(x)
         if self.pos_emb is not None:
@@ -294,9 +294,9 @@ def as_mask(name: str, mask: Tensor) -> Tensor:
 def initialise(module: nn.Module) -> None:
     """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do; biases are 0. Others stay."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        module.weight.normal_(0.0, WEIGHT_STD)
+        nn.init.normal_(module.weight, std=WEIGHT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
-        module.bias.zero_()
+        nn.init.zeros_(module.bias)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -1,0 +1,128 @@
+"""The configuration of the Hugging Face classes: the arguments of `MAHATransformer`, by their names there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+__all__ = ["MAHAConfig"]
+
+TRANSFORMER_ARGUMENTS = (
+    "vocab_size",
+    "max_len",
+    "d_model",
+    "num_heads",
+    "num_layers",
+    "d_ff",
+    "num_scales",
+    "aggregation_strategy",
+    "dropout",
+    "causal",
+    "positions",
+    "cross_attention",
+)
+BLOCK_ARGUMENTS = (
+    "compression_ratio",
+    "decomposition",
+    "decomposition_kernel",
+    "dense",
+    "attention",
+    "window",
+    "coarsest_window",
+    "query_resolution",
+    "projections",
+    "conv_kernel",
+    "dilation",
+    "gating",
+    "norm_first",
+)
+FUSION_ARGUMENTS = (
+    "target",
+    "granularity",
+    "feasible",
+    "feasible_options",
+    "prices",
+    "ridge",
+    "solver",
+    "gradient",
+    "solver_options",
+    "on_failure",
+)
+
+
+@strict
+class MAHAConfig(PreTrainedConfig):
+    """Everything that makes a MAHA model.
+
+    Attributes:
+        vocab_size: This and the following, up to `cross_attention`: see `models.MAHATransformer`.
+        compression_ratio: This and the following, up to `norm_first`: see `models.MAHABlock`.
+        target: This and the following, up to `on_failure`: see `models.aggregation.FusionOptions`; None: the default.
+        classifier_dropout: in the head of a classifier.
+        aux_weight: of the auxiliary loss in the loss.
+        use_cache: whether `generate` keeps a state over all scales rather than computing everything again.
+        pad_token_id: This and the following: as everywhere in `transformers`.
+    """
+
+    model_type = "maha"
+    keys_to_ignore_at_inference = ["past_key_values", "aux_loss"]  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "intermediate_size": "d_ff",
+        "max_position_embeddings": "max_len",
+    }
+
+    vocab_size: int = 256
+    max_len: int = 512
+    d_model: int = 768
+    num_heads: int = 12
+    num_layers: int = 12
+    d_ff: int = 3072
+    num_scales: int = 4
+    aggregation_strategy: str = "convex"
+    dropout: float | int = 0.1
+    causal: bool = False
+    positions: str = "rotary"
+    cross_attention: bool = False
+    compression_ratio: int = 2
+    decomposition: str = "conv"
+    decomposition_kernel: int | None = None
+    dense: bool = False
+    attention: str = "windowed"
+    window: int = 128
+    coarsest_window: int | None = 256
+    query_resolution: str = "coarse"
+    projections: str = "scale"
+    conv_kernel: int = 3
+    dilation: int = 2
+    gating: bool = True
+    norm_first: bool = True
+    target: str | None = None
+    granularity: str | None = None
+    feasible: str | None = None
+    feasible_options: dict[str, Any] | None = None
+    prices: str | list[float] | None = None
+    ridge: float | None = None
+    solver: str | None = None
+    gradient: str | None = None
+    solver_options: dict[str, Any] | None = None
+    on_failure: str | None = None
+    classifier_dropout: float | int = 0.1
+    aux_weight: float | int = 0.0
+    use_cache: bool = True
+    is_encoder_decoder: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    decoder_start_token_id: int | None = None
+    tie_word_embeddings: bool = True
+
+    def transformer_arguments(self) -> dict[str, Any]:
+        """The arguments of `MAHATransformer`."""
+        arguments = {name: getattr(self, name) for name in TRANSFORMER_ARGUMENTS + BLOCK_ARGUMENTS}
+        chosen = {name: getattr(self, name) for name in FUSION_ARGUMENTS if getattr(self, name) is not None}
+        return arguments | chosen
