@@ -5,14 +5,17 @@ Plain torch modules for a plain training loop. `models.huggingface` has the same
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.generation import generate
+from models.generation import GenerationOptions, evaluating, generate
 from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, token_loss
 from models.transformer import MAHATransformer, TransformerState, as_mask, initialise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CausalLanguageModel", "EncoderDecoder", "MaskedLanguageModel", "SequenceClassifier", "TaskOutput"]
 
@@ -152,9 +155,11 @@ class CausalLanguageModel(nn.Module):
         """One more token (batch,) for each row: scores (batch, vocab_size) of the one after it, in O(window)."""
         return self.head(self.transformer.step(token_ids, cache)), cache
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> Tensor:
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Unpack[GenerationOptions]
+    ) -> Tensor:
         """Continues every row; see `models.generation.generate` for the options."""
-        return generate(self, input_ids, attention_mask, **options)  # pyright: ignore[reportArgumentType]
+        return generate(self, input_ids, attention_mask, **options)
 
 
 class EncoderDecoder(nn.Module):
@@ -209,16 +214,20 @@ class EncoderDecoder(nn.Module):
         return TaskOutput(loss, logits, aux_loss)
 
     def generate(
-        self, input_ids: Tensor, decoder_input_ids: Tensor, attention_mask: Tensor | None = None, **options: object
+        self,
+        input_ids: Tensor,
+        decoder_input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Tensor:
         """Writes on from the decoder's tokens, usually a start token (batch, 1), for what is read.
 
         See `models.generation.generate` for the options.
         """
-        with torch.no_grad():
-            memory, _ = self.encoder(input_ids, attention_mask)
-        writing = _Writing(self, memory, attention_mask)
-        return generate(writing, decoder_input_ids, **options)  # pyright: ignore[reportArgumentType]
+        with evaluating(self):
+            with torch.no_grad():
+                memory, _ = self.encoder(input_ids, attention_mask)
+            return generate(_Writing(self, memory, attention_mask), decoder_input_ids, **options)
 
 
 class _Writing:

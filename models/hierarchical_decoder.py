@@ -1,0 +1,439 @@
+r"""A decoder whose attention is a binary tree over the sequence.
+
+The sequence is cut into `2^levels` leaf chunks of c = ⌈sequence_length / 2^levels⌉ tokens. Within a leaf, attention is
+causal; then, level by level, neighbouring nodes of `m_l = c·2^l` tokens become siblings, and every token of the right
+one asks all tokens of the left one, which lie in its past. With a residual stream x and Attend(x, context) the usual
+attention of x to a context, both normalised,
+
+    x ← x + Attend(x, its leaf up to x),
+    x ← x + Attend(x, the left sibling)     for each x in a right sibling, l = 0 … levels − 1,
+
+so a right sibling keeps its own content and a left one passes unchanged. A block is two such attentions and a
+feed-forward part. Borders are counted from the first real token and follow `sequence_length`, never the current length.
+
+Cost: at full length the scores of a tree attention are those of
+
+    Σ over leaves c²  +  Σ_l (n / 2m_l) m_l²   =   n² (1 + 2^−levels) / 2   pairs of tokens,
+
+about half of full attention's n². It is not less than what causal attention needs, n (n + 1) / 2 pairs: every token
+still meets every token before it, exactly once, in the leaf or at the one level where the two are siblings. What the
+tree adds is depth (later levels see what earlier ones made), at the price of projections for every level. What it does
+not do is make long sequences cheaper; `MultiscaleAttention` does.
+
+Source: the published hierarchical attention decoder, for the tree, two attentions in a block, and the fixed sinusoidal
+positions (Vaswani et al., 2017). Its mask is inverted, it drops the right sibling's content, and its chunks move with
+the length. Normalisation before each branch, residuals inside the tree, padding and the cache are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from models.decomposition import Packing
+from models.generation import check_attention_mask, check_prompts, check_token_ids, evaluating, generate
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from models.generation import GenerationOptions
+
+__all__ = ["DecoderCache", "HierarchicalDecoder"]
+
+
+@dataclass
+class DecoderCache:
+    """What a decoder remembers of the tokens that it has read.
+
+    A tree attention needs no more than the current leaf and, at each level, the left sibling of the current node:
+    c + c + 2c + 4c + … = c·2^levels tokens in all, one after the other in one tensor.
+
+    Attributes:
+        keys: (attentions, batch, heads, c·2^levels, d_head); two attentions for each layer.
+        values: the same.
+        lengths: (batch,) int64, how many tokens each row has.
+        longest: the largest of them, or more.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    longest: int
+
+
+class HierarchicalDecoder(nn.Module):
+    """A causal language model with tree attention; see the module for the formulas and the cost.
+
+    With `c = 1` (`levels = log2(sequence_length)`) a leaf and a lowest sibling are single tokens, whose attention has
+    nothing to choose from: the query and key of these two get gradients of zero.
+
+    Args:
+        vocab_size: number of tokens of the vocabulary.
+        sequence_length: the largest number of real tokens in a row. It need not be a multiple of 2^levels: chunks are
+            rounded up, and the last ones stay shorter or empty.
+        heads: number of heads; divides `d_model`.
+        d_model: number of channels d.
+        levels: levels of the tree, 0 (plain causal attention) to log2(sequence_length).
+        drop_out: dropout of the embedded tokens and of the output of every branch.
+        num_layers: number of blocks; one, as published.
+        d_ff: width of the feed-forward part; None: 4·d_model, as published.
+        tie_weights: whether the logits share the weights of the embedding, which is then scaled by √d_model.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        sequence_length: int,
+        heads: int,
+        d_model: int,
+        levels: int,
+        drop_out: float = 0.1,
+        *,
+        num_layers: int = 1,
+        d_ff: int | None = None,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        d_ff = 4 * d_model if d_ff is None else d_ff
+        sizes = {"vocab_size": vocab_size, "sequence_length": sequence_length, "heads": heads, "d_model": d_model}
+        for name, size in (sizes | {"num_layers": num_layers, "d_ff": d_ff}).items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, but got {size}.")
+        if d_model % heads:
+            raise ValueError(f"heads must divide d_model = {d_model}, but got {heads}.")
+        most = sequence_length.bit_length() - 1
+        if not 0 <= levels <= most:
+            raise ValueError(
+                f"levels must be from 0 to log2(sequence_length), here {most} with sequence_length = "
+                f"{sequence_length}, but got {levels}: 2^levels chunks need a token each."
+            )
+        if not 0 <= drop_out < 1:
+            raise ValueError(f"drop_out must be in [0, 1), but got {drop_out}.")
+        self.vocab_size = vocab_size
+        self.sequence_length = sequence_length
+        self.heads = heads
+        self.d_model = d_model
+        self.levels = levels
+        self.chunk = -(-sequence_length // 2**levels)
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.dropout = nn.Dropout(drop_out)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(d_model, heads, self.chunk, levels, d_ff, drop_out) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size)
+        self.embedding_scale = math.sqrt(d_model) if tie_weights else 1.0
+        if tie_weights:
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(d_model))
+            self.head.weight = self.embedding.weight
+
+    @property
+    def max_len(self) -> int:
+        """`sequence_length`, under the name by which `generate` looks for it."""
+        return self.sequence_length
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, training: bool = True) -> Tensor:
+        """Logits, or probabilities, of the token after each.
+
+        Args:
+            input_ids: (batch, n) integer, n ≥ 1.
+            attention_mask: (batch, n) bool or 0/1, True where the token is real; None: everywhere. Padding may stand
+                anywhere; positions and chunks count real tokens only.
+            training: True: logits, with dropout as the module's mode says. False: probabilities, without dropout.
+
+        Returns:
+            (batch, n, vocab_size); meaningless where the token is padding.
+
+        Raises:
+            ValueError: an argument has the wrong shape, or a row has more than `sequence_length` real tokens.
+            TypeError: an argument has the wrong type.
+        """
+        if not training:
+            with evaluating(self):
+                return self.forward(input_ids, attention_mask).softmax(dim=2)
+        check_token_ids(input_ids)
+        if attention_mask is None:
+            self._check_length(input_ids.shape[1])
+            return self.head(self._hidden(input_ids))
+        mask = check_attention_mask(attention_mask, input_ids)
+        n, packing = input_ids.shape[1], Packing.from_mask(mask)
+        if n > self.sequence_length and len(input_ids):  # only then is it worth looking at the mask
+            self._check_length(int(packing.lengths.max()))
+        # In packed rows padding comes last: a real token, whose context lies before it, meets none.
+        hidden = self._hidden(packing.pack(input_ids)[:, : self.sequence_length])
+        return self.head(packing.unpack(pad(hidden, (0, 0, 0, n - hidden.shape[1]))))
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, DecoderCache]:
+        """Reads prompts.
+
+        Args:
+            input_ids: as in `forward`.
+            attention_mask: as in `forward`, with a real token in every row.
+
+        Returns:
+            Logits (batch, vocab_size) of the token after the last real one of each row, and the cache.
+
+        Raises:
+            ValueError: as in `forward`, or a prompt is empty.
+            TypeError: as in `forward`.
+        """
+        mask = check_prompts(input_ids, attention_mask)
+        batch, longest = input_ids.shape
+        lengths = torch.full((batch,), longest, device=input_ids.device)
+        if mask is not None:
+            packing = Packing.from_mask(mask)
+            lengths = packing.lengths
+            longest = int(lengths.max()) if batch else longest
+            input_ids = packing.pack(input_ids)[:, :longest]
+        self._check_length(longest)
+        x = self._embed(input_ids, torch.arange(longest, device=input_ids.device))
+        keys, values = [], []
+        for block in self._layers():
+            for attention in (block.attention1, block.attention2):
+                x, k, v = attention.prefill(x, lengths)
+                keys.append(k)
+                values.append(v)
+            x = block.feed_forward(x)
+        last = x[torch.arange(batch, device=x.device), lengths - 1]
+        return self.head(self.norm(last)), DecoderCache(torch.stack(keys), torch.stack(values), lengths, longest)
+
+    @torch.no_grad()
+    def step(self, token_ids: Tensor, cache: DecoderCache) -> tuple[Tensor, DecoderCache]:
+        """Reads one more token of each row; the cost does not depend on how many there are.
+
+        Args:
+            token_ids: (batch,) integer.
+            cache: of `prefill` or of the last step; its tensors of keys and values are written to in place.
+
+        Returns:
+            Logits (batch, vocab_size) of the token after it, and the cache.
+
+        Raises:
+            ValueError: `token_ids` has the wrong shape, or a row has `sequence_length` tokens already.
+        """
+        if token_ids.shape != cache.lengths.shape:
+            raise ValueError(
+                f"token_ids must have shape {tuple(cache.lengths.shape)}, one token for each row, "
+                f"but got {tuple(token_ids.shape)}."
+            )
+        self._check_length(cache.longest + 1)
+        position = cache.lengths
+        x = self._embed(token_ids, position)
+        states = iter(zip(cache.keys, cache.values, strict=True))
+        for block in self._layers():
+            for attention in (block.attention1, block.attention2):
+                x = attention.step(x, *next(states), position)
+            x = block.feed_forward(x)
+        return self.head(self.norm(x)), DecoderCache(cache.keys, cache.values, position + 1, cache.longest + 1)
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Unpack[GenerationOptions]
+    ) -> Tensor:
+        """Continues prompts; see `models.generation.generate`."""
+        return generate(self, input_ids, attention_mask, **options)
+
+    def _layers(self) -> Iterator[DecoderBlock]:
+        yield from self.blocks  # pyright: ignore[reportReturnType]
+
+    def _check_length(self, n: int) -> None:
+        if n > self.sequence_length:
+            raise ValueError(
+                f"a row has {n} tokens, but this decoder reads at most sequence_length = {self.sequence_length}."
+            )
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        embedded = self.embedding(ids) * self.embedding_scale
+        return self.dropout(embedded + sinusoids(positions, self.d_model).to(embedded.dtype))
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        x = self._embed(ids, torch.arange(ids.shape[1], device=ids.device))
+        for block in self._layers():
+            x = block(x)
+        return self.norm(x)
+
+
+class DecoderBlock(nn.Module):
+    """Two tree attentions and a feed-forward part, each added to the residual stream."""
+
+    def __init__(self, d_model: int, heads: int, chunk: int, levels: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention1 = TreeAttention(d_model, heads, chunk, levels, dropout)
+        self.attention2 = TreeAttention(d_model, heads, chunk, levels, dropout)
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(d_model),
+            nn.Linear(d_model, d_ff),
+            nn.ReLU(),
+            nn.Linear(d_ff, d_model),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, n, d_model) to the same."""
+        return self.feed_forward(self.attention2(self.attention1(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The part that looks at each token by itself, (..., d_model)."""
+        return x + self.ffn(x)
+
+
+class TreeAttention(nn.Module):
+    """Causal attention within leaves of `chunk` tokens, then from right to left siblings, level by level."""
+
+    def __init__(self, d_model: int, heads: int, chunk: int, levels: int, dropout: float) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.leaf = Attention(d_model, heads, dropout)
+        self.nodes = nn.ModuleList(Attention(d_model, heads, dropout) for _ in range(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, n, d_model), any n, to the same."""
+        return self._stream(x)[-1]
+
+    def prefill(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the keys and values, (batch, heads, c·2^levels, d_head), that the tokens after `x` will need.
+
+        Of a slot that no token has reached yet the content is arbitrary and finite; it is written before it is read.
+        """
+        stream = self._stream(x)
+        keys, values = [], []
+        for attention, before, (slots, period) in zip(self._attentions(), stream, self._spans(), strict=False):
+            # The leaf, or the pair of siblings, that token `lengths` belongs to begins here.
+            first = lengths // period * period
+            index = first[:, None] + torch.arange(min(slots, x.shape[1]), device=x.device)
+            index = index.clamp(max=x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[2])
+            for kept, tensor in zip((keys, values), attention.keys_values(before.gather(1, index)), strict=True):
+                kept.append(pad(tensor, (0, 0, 0, slots - tensor.shape[2])))
+        return stream[-1], torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    def step(self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor) -> Tensor:
+        """One more token of each row, (batch, d_model), at `position` (batch,); writes its keys and values."""
+        x, offset = x[:, None], 0
+        for level, (attention, (slots, period)) in enumerate(zip(self._attentions(), self._spans(), strict=True)):
+            k, v = keys[:, :, offset : offset + slots], values[:, :, offset : offset + slots]
+            offset += slots
+            place = position % period
+            written = place < slots  # all of a leaf, and left siblings
+            for kept, new in zip((k, v), attention.keys_values(x), strict=True):
+                _write(kept, place.clamp(max=slots - 1), new, written)
+            if level == 0:
+                seen = torch.arange(slots, device=x.device) <= place[:, None]
+                x = x + attention.attend(x, k, v, mask=seen[:, None, None])
+            else:
+                x = torch.where(written[:, None, None], x, x + attention.attend(x, k, v))
+        return x[:, 0]
+
+    def _attentions(self) -> list[Attention]:
+        return [self.leaf, *self.nodes]  # pyright: ignore[reportReturnType]
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """For the leaf and each level: how many tokens are remembered, and after how many tokens it starts anew."""
+        nodes = [self.chunk * 2**level for level in range(len(self.nodes))]
+        return [(self.chunk, self.chunk), *((m, 2 * m) for m in nodes)]
+
+    def _stream(self, x: Tensor) -> list[Tensor]:
+        """The residual stream before the leaves, before each level, and at the end."""
+        stream = [x, self._attend_leaves(x)]
+        for level in range(len(self.nodes)):
+            stream.append(self._attend_siblings(stream[-1], level))
+        return stream
+
+    def _attend_leaves(self, x: Tensor) -> Tensor:
+        whole, rest = _cut(x, self.chunk)
+        whole = whole + self.leaf(whole, whole, causal=True)
+        if rest.shape[1]:
+            rest = rest + self.leaf(rest, rest, causal=True)
+        return _join(whole, rest, len(x))
+
+    def _attend_siblings(self, x: Tensor, level: int) -> Tensor:
+        m = self.chunk * 2**level
+        attention = self.nodes[level]
+        whole, rest = _cut(x, 2 * m)
+        left, right = whole[:, :m], whole[:, m:]
+        # Also where there is no pair at all: so every parameter has a gradient, if only zero.
+        whole = torch.cat([left, right + attention(right, left)], dim=1)
+        if rest.shape[1] > m:
+            left, right = rest[:, :m], rest[:, m:]
+            rest = torch.cat([left, right + attention(right, left)], dim=1)
+        return _join(whole, rest, len(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to a context, both normalised first; a branch of a residual stream.
+
+    Queries, keys and values have no bias: that of the keys would never get a gradient, as softmax does not see it.
+    """
+
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
+        self.output = nn.Linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, context: Tensor, *, causal: bool = False) -> Tensor:
+        """Answers (batch, n, d_model) to x (batch, n, d_model) from a context (batch, m, d_model)."""
+        return self.attend(x, *self.keys_values(context), causal=causal)
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, heads, m, d_head) each."""
+        context = self.norm(context)
+        return self._split(self.key(context)), self._split(self.value(context))
+
+    def attend(
+        self, x: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with keys and values given; the mask is True where a key is seen."""
+        queries = self._split(self.query(self.norm(x)))
+        keys, values = keys.to(queries.dtype), values.to(queries.dtype)
+        y = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        return self.dropout(self.output(y.transpose(1, 2).flatten(2)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def sinusoids(positions: Tensor, d_model: int) -> Tensor:
+    """Fixed positions (Vaswani et al., 2017): channels 2i and 2i + 1 are sin and cos of position / 10000^(2i/d).
+
+    Args:
+        positions: (...) integer.
+        d_model: number of channels d.
+
+    Returns:
+        (..., d_model) float32.
+    """
+    i = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float32)
+    angle = positions[..., None] * 10000.0 ** (-i / d_model)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[..., :d_model]
+
+
+def _cut(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(batch, n, d) into its whole groups, (batch · groups, size, d), and what is left, (batch, fewer, d)."""
+    batch, n, d = x.shape
+    groups = n // size
+    return x[:, : groups * size].reshape(batch * groups, size, d), x[:, groups * size :]
+
+
+def _join(whole: Tensor, rest: Tensor, batch: int) -> Tensor:
+    """The inverse of `_cut`."""
+    groups, size, d = whole.shape
+    return torch.cat([whole.reshape(batch, groups // max(batch, 1) * size, d), rest], dim=1)
+
+
+def _write(kept: Tensor, slot: Tensor, new: Tensor, where: Tensor) -> None:
+    """Puts `new` (batch, heads, 1, d) at a slot (batch,) of `kept` (batch, heads, slots, d), in the rows `where`."""
+    rows = torch.arange(len(kept), device=kept.device)
+    kept[rows, :, slot] = torch.where(where[:, None, None], new[:, :, 0].to(kept.dtype), kept[rows, :, slot])
