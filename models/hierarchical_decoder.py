@@ -352,7 +352,7 @@ class TreeAttention(nn.Module):
         whole = whole + self.leaf(whole, whole, causal=True)
         if rest.shape[1]:
             rest = rest + self.leaf(rest, rest, causal=True)
-        return _join(whole, rest, len(x))
+        return _join(whole, rest, x)
 
     def _attend_siblings(self, x: Tensor, level: int) -> Tensor:
         m = self.chunk * 2**level
@@ -364,7 +364,7 @@ class TreeAttention(nn.Module):
         if rest.shape[1] > m:
             left, right = rest[:, :m], rest[:, m:]
             rest = torch.cat([left, right + attention(right, left)], dim=1)
-        return _join(whole, rest, len(x))
+        return _join(whole, rest, x)
 
 
 class Attention(nn.Module):
@@ -427,10 +427,10 @@ def _cut(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return x[:, : groups * size].reshape(batch * groups, size, d), x[:, groups * size :]
 
 
-def _join(whole: Tensor, rest: Tensor, batch: int) -> Tensor:
-    """The inverse of `_cut`."""
-    groups, size, d = whole.shape
-    return torch.cat([whole.reshape(batch, groups // max(batch, 1) * size, d), rest], dim=1)
+def _join(whole: Tensor, rest: Tensor, x: Tensor) -> Tensor:
+    """The inverse of `_cut`, in the shape of `x`."""
+    batch, n, d = x.shape
+    return torch.cat([whole.reshape(batch, n - rest.shape[1], d), rest], dim=1)
 
 
 def _write(kept: Tensor, slot: Tensor, new: Tensor, where: Tensor) -> None:
