@@ -69,8 +69,8 @@ def reference(model, ids):
 
 @trees
 def test_logits_are_those_of_a_reference_that_writes_every_attention_out(tree):
-    model = build(tree, torch.float64, num_layers=2)
-    for n in (1, 2, 9, 10, 19, 47, 64):
+    model = build(tree, torch.float64)
+    for n in (1, 2, 9, 10, 19, 47):
         ids = random_ids(2, n, V)
         with torch.no_grad():
             expected = torch.stack([model.head(reference(model, row)) for row in ids])
@@ -142,7 +142,7 @@ def test_no_token_reaches_an_output_before_it_in_long_sequences():
 @trees
 def test_no_gradient_reaches_a_token_after_the_output(tree):
     model = build(tree)
-    for n in (*range(1, 20), 37, 64):
+    for n in (*range(1, 12), 37, 64):
         assert_no_gradient_leak(model, model.embedding, random_ids(1, n, V))
 
 
