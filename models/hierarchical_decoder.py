@@ -165,12 +165,11 @@ class HierarchicalDecoder(nn.Module):
             self._check_length(input_ids.shape[1])
             return self.head(self._hidden(input_ids))
         mask = check_attention_mask(attention_mask, input_ids)
-        n, packing = input_ids.shape[1], Packing.from_mask(mask)
-        if n > self.sequence_length and len(input_ids):  # only then is it worth looking at the mask
+        packing = Packing.from_mask(mask)
+        if mask.shape[1] > self.sequence_length and len(mask):  # only then is it worth looking at the mask
             self._check_length(int(packing.lengths.max()))
         # In packed rows padding comes last: a real token, whose context lies before it, meets none.
-        hidden = self._hidden(packing.pack(input_ids)[:, : self.sequence_length])
-        return self.head(packing.unpack(pad(hidden, (0, 0, 0, n - hidden.shape[1]))))
+        return self.head(packing.unpack(self._hidden(packing.pack(input_ids))))
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, DecoderCache]:

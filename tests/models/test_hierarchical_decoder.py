@@ -106,7 +106,12 @@ def test_tied_weights_are_one_parameter():
     tied, free = build(tie_weights=True), build()
     assert tied.head.weight is tied.embedding.weight
     assert sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters()) == V * D
-    assert 0.3 < tied(random_ids(8, 64, V)).std() < 3  # logits of order one, as without
+    ids = random_ids(1, 20, V)
+    with torch.no_grad():
+        expected = tied.double().head(reference(tied, ids[0]))
+        torch.testing.assert_close(tied(ids)[0], expected)
+    assert tied.embedding_scale == math.sqrt(D)
+    assert 0.3 < expected.std() < 3  # logits of order one, as without
 
 
 def test_decoder_is_the_hierarchical_decoder():
@@ -182,9 +187,10 @@ def test_trained_on_random_tokens_it_does_not_beat_the_entropy_though_it_learns_
 # ---- the faults of the published decoder
 
 
-def test_every_token_sees_itself_and_every_token_before_it():
+@pytest.mark.parametrize("tree", [(40, 3), (37, 3), (33, 5), (13, 0)])
+def test_every_token_sees_itself_and_every_token_before_it(tree):
     """The published mask is inverted: position i sees only those after it."""
-    model, n = build((40, 3), torch.float64), 40
+    model, n = build(tree, torch.float64), tree[0]
     x = model._embed(random_ids(1, n, V), torch.arange(n)).detach().requires_grad_()
     y = model.blocks[0].attention1(x)
     for t in range(n):
