@@ -169,7 +169,7 @@ def sample_tokens(
     if top_k is not None:
         z = z.masked_fill(torch.arange(z.shape[1], device=z.device) >= top_k, -torch.inf)
     p = z.softmax(dim=1)
-    if top_p is not None and top_p < 1:  # at 1 rounding must not drop the last ones
+    if top_p is not None:
         collected_before = p.cumsum(dim=1) - p
         p = p.masked_fill(collected_before >= top_p, 0)
     drawn = torch.multinomial(p, 1, generator=generator)  # normalises p itself

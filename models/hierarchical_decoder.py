@@ -165,12 +165,11 @@ class HierarchicalDecoder(nn.Module):
             self._check_length(input_ids.shape[1])
             return self.head(self._hidden(input_ids))
         mask = check_attention_mask(attention_mask, input_ids)
-        n, packing = input_ids.shape[1], Packing.from_mask(mask)
-        if n > self.sequence_length and len(input_ids):  # only then is it worth looking at the mask
+        packing = Packing.from_mask(mask)
+        if mask.shape[1] > self.sequence_length and len(mask):  # only then is it worth looking at the mask
             self._check_length(int(packing.lengths.max()))
         # In packed rows padding comes last: a real token, whose context lies before it, meets none.
-        hidden = self._hidden(packing.pack(input_ids)[:, : self.sequence_length])
-        return self.head(packing.unpack(pad(hidden, (0, 0, 0, n - hidden.shape[1]))))
+        return self.head(packing.unpack(self._hidden(packing.pack(input_ids))))
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, DecoderCache]:
@@ -352,7 +351,7 @@ class TreeAttention(nn.Module):
         whole = whole + self.leaf(whole, whole, causal=True)
         if rest.shape[1]:
             rest = rest + self.leaf(rest, rest, causal=True)
-        return _join(whole, rest, len(x))
+        return _join(whole, rest, x)
 
     def _attend_siblings(self, x: Tensor, level: int) -> Tensor:
         m = self.chunk * 2**level
@@ -364,7 +363,7 @@ class TreeAttention(nn.Module):
         if rest.shape[1] > m:
             left, right = rest[:, :m], rest[:, m:]
             rest = torch.cat([left, right + attention(right, left)], dim=1)
-        return _join(whole, rest, len(x))
+        return _join(whole, rest, x)
 
 
 class Attention(nn.Module):
@@ -427,10 +426,10 @@ def _cut(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return x[:, : groups * size].reshape(batch * groups, size, d), x[:, groups * size :]
 
 
-def _join(whole: Tensor, rest: Tensor, batch: int) -> Tensor:
-    """The inverse of `_cut`."""
-    groups, size, d = whole.shape
-    return torch.cat([whole.reshape(batch, groups // max(batch, 1) * size, d), rest], dim=1)
+def _join(whole: Tensor, rest: Tensor, x: Tensor) -> Tensor:
+    """The inverse of `_cut`, in the shape of `x`."""
+    batch, n, d = x.shape
+    return torch.cat([whole.reshape(batch, n - rest.shape[1], d), rest], dim=1)
 
 
 def _write(kept: Tensor, slot: Tensor, new: Tensor, where: Tensor) -> None:

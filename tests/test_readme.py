@@ -15,4 +15,5 @@ def test_every_python_example_of_the_readme_runs(block):
     torch.manual_seed(0)
     names = {"Y": torch.randn(2, 6, 4, 256), "available": torch.ones(2, 6, 4, dtype=torch.bool)}
     exec(compile(block, str(README), "exec"), names)
-    assert torch.isfinite(names["solution"].weights).all()
+    if "solution" in names:
+        assert torch.isfinite(names["solution"].weights).all()
