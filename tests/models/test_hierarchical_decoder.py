@@ -24,7 +24,7 @@ V, D, HEADS = 19, 8, 2
 TREES = {  # sequence_length, levels
     "even": (72, 3),  # chunks of 9
     "rounded up": (70, 4),  # chunks of 5, the last two empty
-    "single tokens": (64, 6),  # chunks of 1
+    "single tokens": (32, 5),  # chunks of 1
     "no level": (70, 0),
 }
 trees = pytest.mark.parametrize("tree", TREES)
@@ -70,7 +70,7 @@ def reference(model, ids):
 @trees
 def test_logits_are_those_of_a_reference_that_writes_every_attention_out(tree):
     model = build(tree, torch.float64)
-    for n in (1, 2, 9, 10, 19, 47):
+    for n in (1, 2, 9, 10, 19, 32):
         ids = random_ids(2, n, V)
         with torch.no_grad():
             expected = torch.stack([model.head(reference(model, row)) for row in ids])
@@ -147,7 +147,7 @@ def test_no_token_reaches_an_output_before_it_in_long_sequences():
 @trees
 def test_no_gradient_reaches_a_token_after_the_output(tree):
     model = build(tree)
-    for n in (*range(1, 12), 37, 64):
+    for n in (*range(1, 11), 31):
         assert_no_gradient_leak(model, model.embedding, random_ids(1, n, V))
 
 
@@ -168,7 +168,7 @@ def test_trained_on_random_tokens_it_does_not_beat_the_entropy_though_it_learns_
         model = Decoder(vocab, n, 2, 16, 1, 0.0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         losses = []
-        for step in range(100):
+        for step in range(70):
             ids = random_ids(batch, n + 1, vocab, seed=step)
             logits = model(ids[:, :-1])
             loss = cross_entropy(logits.flatten(0, 1), ids[:, shift : n + shift].flatten())
@@ -176,12 +176,12 @@ def test_trained_on_random_tokens_it_does_not_beat_the_entropy_though_it_learns_
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-        return sum(losses[-30:]) / 30
+        return sum(losses[-20:]) / 20
 
-    # Fresh tokens at every step: the expected loss is at least the floor. 30 losses of 768 tokens each, whose spread
-    # is below 0.2 nats a token near the uniform guess, so the mean is good to 0.2 / √23,000 = 0.0013.
+    # Fresh tokens at every step: the expected loss is at least the floor. 20 losses of 768 tokens each, whose spread
+    # is below 0.2 nats a token near the uniform guess, so the mean is good to 0.2 / √15,000 = 0.0016.
     assert train(shift=1) > floor - 0.005
-    assert train(shift=0) < 0.1  # the token that it reads: what a leak of one position would reach
+    assert train(shift=0) < 0.1 * floor  # the token that it reads: what a leak of one position would reach
 
 
 # ---- the faults of the published decoder
@@ -296,7 +296,7 @@ def test_a_bad_input_is_named():
 
 @trees
 def test_real_tokens_do_not_depend_on_padding(tree):
-    assert_padding_invariant(build(tree, num_layers=2), [1, 2, 9, 10, 33, 50], V, extra=5, holes=True)
+    assert_padding_invariant(build(tree, num_layers=2), [1, 2, 9, 10, 19, 31], V, extra=5, holes=True)
 
 
 def test_no_gradient_reaches_padding():
@@ -403,7 +403,7 @@ def test_gradients_reach_every_parameter():
 def test_every_parameter_has_a_gradient_at_any_length(tree):
     """Short batches never meet the upper levels; without a gradient there, distributed training would stop."""
     model = build(tree)
-    for n in (1, 2, 9, 40):
+    for n in (1, 2, 9, 32):
         model.zero_grad()
         model(random_ids(2, n, V)).sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
