@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["columns_at", "last_columns", "real_columns"]
+__all__ = ["as_mask", "columns_at", "last_columns", "real_columns"]
+
+
+def as_mask(name: str, mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask that a user gave, bool or 0/1, as booleans.
+
+    Raises:
+        TypeError: it is neither boolean nor integer; the message calls it by its `name`.
+        ValueError: it has another shape.
+    """
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name} must be boolean or 0/1, True where the token is real, but got {mask.dtype}.")
+    if mask.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, but got {tuple(mask.shape)}.")
+    return mask.bool()
 
 
 def real_columns(n: int, lengths: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.columns import as_mask
+
 if TYPE_CHECKING:
     from typing_extensions import Required
 
@@ -197,7 +199,7 @@ def check_prompts(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | 
     check_token_ids(input_ids)
     if attention_mask is None:
         return None
-    mask = check_attention_mask(attention_mask, input_ids)
+    mask = as_mask("attention_mask", attention_mask, input_ids.shape)
     empty = (~mask.any(dim=1)).nonzero()
     if len(empty):
         raise ValueError(f"every prompt must have a real token, but row {int(empty[0])} of attention_mask has none.")
@@ -210,20 +212,6 @@ def check_token_ids(input_ids: Tensor) -> None:
         raise ValueError(f"input_ids must have shape (batch, n) with n at least 1, but got {tuple(input_ids.shape)}.")
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"input_ids must be int64 or int32, but got {input_ids.dtype}.")
-
-
-def check_attention_mask(attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-    """`attention_mask` as booleans; raises unless it is boolean or integer (TypeError) and fits (ValueError)."""
-    if attention_mask.is_floating_point() or attention_mask.is_complex():
-        raise TypeError(
-            f"attention_mask must be boolean or 0/1, True where the token is real, but got {attention_mask.dtype}."
-        )
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have shape {tuple(input_ids.shape)}, as input_ids, "
-            f"but got {tuple(attention_mask.shape)}."
-        )
-    return attention_mask.bool()
 
 
 def _check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -36,13 +36,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from models.columns import as_mask
 from models.decomposition import Packing
-from models.generation import check_attention_mask, check_prompts, check_token_ids, evaluating, generate
+from models.generation import check_prompts, check_token_ids, evaluating, generate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from models.generation import GenerationOptions
+    from models.columns import as_mask
+from models.generation import GenerationOptions
 
 __all__ = ["DecoderCache", "HierarchicalDecoder"]
 
@@ -164,7 +166,7 @@ class HierarchicalDecoder(nn.Module):
         if attention_mask is None:
             self._check_length(input_ids.shape[1])
             return self.head(self._hidden(input_ids))
-        mask = check_attention_mask(attention_mask, input_ids)
+        mask = as_mask("attention_mask", attention_mask, input_ids.shape)
         packing = Packing.from_mask(mask)
         if mask.shape[1] > self.sequence_length and len(mask):  # only then is it worth looking at the mask
             self._check_length(int(packing.lengths.max()))

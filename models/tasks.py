@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.columns import as_mask
 from models.generation import GenerationOptions, evaluating, generate
 from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, token_loss
-from models.transformer import MAHATransformer, TransformerState, as_mask, initialise
+from models.transformer import MAHATransformer, TransformerState, initialise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -102,7 +103,9 @@ class SequenceClassifier(nn.Module):
             labels: (batch,) integer classes, or numbers where `num_labels` is 1.
         """
         hidden, aux_loss = self.transformer(input_ids, attention_mask)
-        logits = self.head(hidden, None if attention_mask is None else as_mask("attention_mask", attention_mask))
+        logits = self.head(
+            hidden, None if attention_mask is None else as_mask("attention_mask", attention_mask, input_ids.shape)
+        )
         loss = None if labels is None else classification_loss(logits, labels) + self.aux_weight * aux_loss
         return TaskOutput(loss, logits, aux_loss)
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maha_opt.aggregation_base import Aggregation
 from models.block import BlockOptions, BlockState, MAHABlock
-from models.columns import real_columns
+from models.columns import as_mask, real_columns
 from models.decomposition import Packing
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class MAHATransformer(nn.Module):
             TypeError: an argument has the wrong type.
         """
         packing, lengths, h = self._embedded(x, mask)
-        memory_mask = None if memory_mask is None else as_mask("memory_mask", memory_mask)
+        if memory is not None and memory_mask is not None:
+            memory_mask = as_mask("memory_mask", memory_mask, memory.shape[:2])
         objectives = []
         for layer in self.layers:
             block = partial(layer, lengths=lengths, memory=memory, memory_mask=memory_mask)
@@ -186,7 +187,8 @@ class MAHATransformer(nn.Module):
         packing, lengths, h = self._embedded(x, mask)
         if lengths is None:
             lengths = torch.full(h.shape[:1], h.shape[1], device=h.device)
-        memory_mask = None if memory_mask is None else as_mask("memory_mask", memory_mask)
+        if memory is not None and memory_mask is not None:
+            memory_mask = as_mask("memory_mask", memory_mask, memory.shape[:2])
         blocks = []
         for layer in self._blocks():
             h, block = layer.prefill(h, lengths, self.max_len, memory=memory, memory_mask=memory_mask)
@@ -212,7 +214,11 @@ class MAHATransformer(nn.Module):
         rows = state.lengths.shape
         if x.shape != (*rows, self.d_model) if embedded else x.shape != rows:
             raise ValueError(f"x must be one token for each of {rows[0]} rows, but has shape {tuple(x.shape)}.")
-        real = torch.ones_like(state.lengths, dtype=torch.bool) if real is None else as_mask("real", real)
+        real = (
+            torch.ones_like(state.lengths, dtype=torch.bool)
+            if real is None
+            else as_mask("real", real, state.lengths.shape)
+        )
         if bool((real & (state.lengths >= self.max_len)).any()):
             raise ValueError(f"max_len is {self.max_len}: a row has that many tokens already.")
         h = x if embedded else self.token_emb(x)
@@ -254,9 +260,7 @@ class MAHATransformer(nn.Module):
             raise ValueError(f"x must have shape {needed} with n at least 1, but got {tuple(x.shape)}.")
         packing, lengths = None, None
         if mask is not None:
-            mask = as_mask("mask", mask)
-            if mask.shape != x.shape[:2]:
-                raise ValueError(f"mask must have shape {tuple(x.shape[:2])}, but got {tuple(mask.shape)}.")
+            mask = as_mask("mask", mask, x.shape[:2])
             packing = Packing.from_mask(mask)
             x, lengths = packing.pack(x), packing.lengths
         n = x.shape[1]
@@ -277,17 +281,6 @@ class MAHATransformer(nn.Module):
         h = h.masked_fill(~real_columns(h.shape[1], packing.lengths)[..., None], 0)
         missing = packing.order.shape[1] - h.shape[1]
         return packing.unpack(nn.functional.pad(h, (0, 0, 0, missing)))
-
-
-def as_mask(name: str, mask: Tensor) -> Tensor:
-    """A mask as booleans.
-
-    Raises:
-        TypeError: it is neither boolean nor integer.
-    """
-    if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(f"{name} must be boolean or 0/1, True where the token is real, but got {mask.dtype}.")
-    return mask.bool()
 
 
 @torch.no_grad()
