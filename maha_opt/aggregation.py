@@ -105,8 +105,9 @@ class ConvexAggregation(Aggregation):
         goal = "consensus" if target is None else target
         return convex_from(outputs, goal, feasible=self._set(outputs), **self._terms(outputs))
 
-    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
-        return convex_objective(outputs, "consensus" if target is None else target, weights, **self._terms(outputs))
+    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        goal = "consensus" if target is None else target
+        return convex_objective(problem, outputs, goal, weights, ridge=self.ridge)
 
 
 class NashAggregation(Aggregation):
@@ -186,6 +187,6 @@ class NashAggregation(Aggregation):
         del target
         return nash_from(outputs, self.coupling, symmetric=False, feasible=self._set(outputs), **self._terms(outputs))
 
-    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
         del target
-        return nash_objective(outputs, self.coupling, weights, **self._terms(outputs))
+        return nash_objective(problem, outputs, self.coupling, weights, ridge=self.ridge)

@@ -175,7 +175,13 @@ class Aggregation(nn.Module):
         return self._aggregate(Y, available, inputs, mask)[0]
 
     def with_objective(
-        self, Y: Tensor, available: Tensor | None = None, inputs: Tensor | None = None, mask: Tensor | None = None
+        self,
+        Y: Tensor,
+        available: Tensor | None = None,
+        inputs: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        cleared: bool = False,
     ) -> tuple[Aggregated, Tensor]:
         """What `forward` returns, and how well the weights do: the mean objective of the problems of real tokens.
 
@@ -189,18 +195,19 @@ class Aggregation(nn.Module):
             available: See there.
             inputs: See there.
             mask: See there.
+            cleared: Whether `Y` is known to be zero where no scale exists and at padding; it is copied otherwise.
         """
-        aggregated, outputs, target = self._aggregate(Y, available, inputs, mask)
+        aggregated, problem, outputs, target = self._aggregate(Y, available, inputs, mask, cleared)
         with full_precision(outputs.Y):
-            values = self._objective(outputs, target, aggregated.solution.weights)
+            values = self._objective(problem, outputs, target, aggregated.solution.weights)
             if mask is None or self._whole:
                 return aggregated, values.mean()
             real = (mask.unsqueeze(-1) if self._per_head else mask).to(values.dtype).expand_as(values)
             return aggregated, (values * real).sum() / real.sum().clamp(min=1)
 
     def _aggregate(
-        self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None
-    ) -> tuple[Aggregated, ScaleOutputs, Tensor | None]:
+        self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None, cleared: bool = False
+    ) -> tuple[Aggregated, AffineVI, ScaleOutputs, Tensor | None]:
         checked_outputs(Y)
         batch, n = Y.shape[:2]
         check_exact("Y", Y, (batch, n, self.num_scales, self.d_model))
@@ -209,14 +216,14 @@ class Aggregation(nn.Module):
                 check_mask(name, given, shape)
                 check_exact(name, given, shape)
         target = self._target(inputs, mask, (batch, n, self.d_model))
-        outputs = self._arranged(Y, available, mask)
+        outputs = self._arranged(Y, available, mask, cleared)
         with full_precision(outputs.Y):
             problem = self._problem(outputs, target)
             # solve says which options its solver does not take.
             options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
             solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
             fused = self._fused(outputs.Y, solution.weights)
-        return Aggregated(fused.to(Y.dtype), solution), outputs, target
+        return Aggregated(fused.to(Y.dtype), solution), problem, outputs, target
 
     def extra_repr(self) -> str:
         """The configuration that is not a submodule's."""
@@ -228,8 +235,8 @@ class Aggregation(nn.Module):
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
         raise NotImplementedError
 
-    def _objective(self, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
-        """The objective of each problem, relative to the size of its data."""
+    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        """The objective of each problem, relative to the size of its data; of the problem that was made of them."""
         raise NotImplementedError
 
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
@@ -262,7 +269,7 @@ class Aggregation(nn.Module):
             return x
         return x.unflatten(-1, (self.num_heads, -1)).movedim(-2, 1 if self._whole else 2)
 
-    def _arranged(self, Y: Tensor, available: Tensor | None, mask: Tensor | None) -> ScaleOutputs:
+    def _arranged(self, Y: Tensor, available: Tensor | None, mask: Tensor | None, cleared: bool) -> ScaleOutputs:
         """Scale outputs as (*batch of the problems, L, d), or (*batch, n, L, d) where tokens share a problem."""
         batch, n, L, _ = Y.shape
         head = 1 if self._whole else 2
@@ -273,13 +280,13 @@ class Aggregation(nn.Module):
         if self._whole:
             tokens = torch.ones(batch, n, dtype=torch.bool, device=Y.device) if mask is None else mask
             available = None if available is None else for_heads(available)
-            return real_part(self._by_head(Y), available, for_heads(tokens))
+            return real_part(self._by_head(Y), available, for_heads(tokens), cleared=cleared)
         exists = available
         if mask is not None:  # padding: zero data, where nothing is lost by letting all scales exist
             real = mask.unsqueeze(-1).expand(batch, n, L)
             exists = real if available is None else real & available
             available = None if available is None else available | ~real
-        outputs = real_part(self._by_head(Y), None if exists is None else for_heads(exists), None)
+        outputs = real_part(self._by_head(Y), None if exists is None else for_heads(exists), None, cleared=cleared)
         return outputs._replace(available=None if available is None else for_heads(available))
 
     def _fused(self, Y: Tensor, weights: Tensor) -> Tensor:

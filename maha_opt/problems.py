@@ -202,59 +202,71 @@ def nash_from(
 
 
 def convex_objective(
-    outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float, prices: Tensor | float
+    problem: AffineVI, outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float
 ) -> Tensor:
     """What `convex_from` minimises, at any weights (..., L), with equal weights as the prior: (...).
 
-    In units of `p + ‖t‖²/d`, the mean square of the scale outputs and of the target.
+    In units of `p + ‖t‖²/d`, the mean square of the scale outputs and of the target. With `M`, `q` and `λ` of the
+    problem it is `½wᵀMw + qᵀw + Σ λ_l|w_l| + ½ρ/(number of scales) + ½‖t‖²/d`: the outputs are not read again.
+
+    Args:
+        problem: what `convex_from` made of the next two.
+        outputs: as it got them.
+        target: likewise.
+        weights: zero where a scale does not exist.
+        ridge: as it got it.
     """
     Y, available, tokens = outputs
     with full_precision(Y):
-        count, power = _count(Y, available), _power_of(outputs)
+        count = _count(Y, available).squeeze(-1)
+        power = _power_of(problem, ridge, count)
+        rho = ridge * power
         if isinstance(target, Tensor):
-            t = _real_target(Y, target, tokens)
+            size = token_mean(_real_target(Y, target, tokens).square().mean(-1), tokens, trailing=0)
         else:
-            t = Y.sum(-2) / (count if tokens is None else count.unsqueeze(-1))
-        fused = _weighted(weights, outputs)
-        misfit, size = (token_mean(x.square().mean(-1), tokens, trailing=0) for x in (fused - t, t))
-        off = weights - count.reciprocal()
-        off = off if available is None else off * available
-        extra = _priced(weights, prices, power) + 0.5 * ridge * power.squeeze(-1) * off.square().sum(-1)
-        return (0.5 * misfit + extra) / (power.squeeze(-1) + size)
+            size = (problem.M.sum((-2, -1)) - problem.size * rho) / count.square()
+        products = (problem.M * weights.unsqueeze(-2)).sum(-1)
+        value = (weights * (0.5 * products + problem.q)).sum(-1) + _priced(weights, problem)
+        return (value + 0.5 * (rho / count + size)) / (power + size)
 
 
 def nash_objective(
-    outputs: ScaleOutputs, coupling: Tensor | None, weights: Tensor, *, ridge: float, prices: Tensor | float
+    problem: AffineVI, outputs: ScaleOutputs, coupling: Tensor | None, weights: Tensor, *, ridge: float
 ) -> Tensor:
-    """What the players of `nash_from` pay, on average, at any weights (..., L): (...). In units of `p`."""
-    Y, available, tokens = outputs
-    with full_precision(Y):
-        count, power = _count(Y, available).squeeze(-1), _power_of(outputs)
+    """What the players of `nash_from` pay, on average, at any weights (..., L): (...). In units of `p`.
+
+    With `S = (1 + a) diag(w)` player l pays `½(G − 2GSᵀ + SGSᵀ)_ll` besides ridge and price, and `½(M + Mᵀ)` of the
+    problem is `G + ρI`: the outputs are not read again.
+
+    Args:
+        problem: what `nash_from` made of the next two.
+        outputs: as it got them.
+        coupling: likewise.
+        weights: zero where a scale does not exist.
+        ridge: as it got it.
+    """
+    with full_precision(outputs.Y):
+        count = _count(outputs.Y, outputs.available).squeeze(-1)
+        power = _power_of(problem, ridge, count)
+        G = _plus_diagonal(0.5 * (problem.M + problem.M.mT), -ridge * power.unsqueeze(-1))
         shares = weights.unsqueeze(-2).expand(*weights.shape, weights.shape[-1])
         if coupling is not None:
-            shares = shares * (1 + coupling.to(Y.dtype))
-        shares = shares if tokens is None else shares.unsqueeze(-3)
-        misfit = token_mean((Y - shares.contiguous() @ Y).square().mean(-1), tokens, trailing=1)
-        misfit = misfit if available is None else misfit * available
-        own = _priced(weights, prices, power) + 0.5 * ridge * power.squeeze(-1) * weights.square().sum(-1)
-        return (0.5 * misfit.sum(-1) + own) / (count * power.squeeze(-1))
+            shares = shares * (1 + coupling.to(G.dtype))
+        misfit = (shares * (shares.contiguous() @ G - 2 * G)).sum(-1) + G.diagonal(dim1=-2, dim2=-1)
+        misfit = misfit if outputs.available is None else misfit * outputs.available
+        own = _priced(weights, problem) + 0.5 * ridge * power * weights.square().sum(-1)
+        return (0.5 * misfit.sum(-1) + own) / (count * power)
 
 
-def _weighted(weights: Tensor, outputs: ScaleOutputs) -> Tensor:
-    """`Σ_l w_l y_l` of every token."""
-    weights = weights if outputs.tokens is None else weights.unsqueeze(-2)
-    return (weights.contiguous().unsqueeze(-2) @ outputs.Y).squeeze(-2)
-
-
-def _priced(weights: Tensor, prices: Tensor | float, power: Tensor) -> Tensor:
+def _priced(weights: Tensor, problem: AffineVI) -> Tensor | float:
     """`Σ_l λ_l|w_l|`."""
-    return (_l1(prices, power) * weights.abs()).sum(-1)
+    return (problem.l1 * weights.abs()).sum(-1) if isinstance(problem.l1, Tensor) else 0.0
 
 
-def _power_of(outputs: ScaleOutputs) -> Tensor:
-    """Mean square of the scale outputs that exist, (..., 1): `_power` of their Gram matrices."""
-    squares = token_mean(outputs.Y.square().mean(-1), outputs.tokens, trailing=1)
-    return (squares.sum(-1, keepdim=True) / _count(outputs.Y, outputs.available)).clamp(min=SMALLEST_POWER)
+def _power_of(problem: AffineVI, ridge: float, count: Tensor) -> Tensor:
+    """`p` of a problem, (...), from the trace of its `M`, that of `G + ridge·p·I`, with `trace(G) = count·p`."""
+    trace = problem.M.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (trace / (count + ridge * problem.size)).clamp(min=SMALLEST_POWER)
 
 
 def _real_target(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:

@@ -50,13 +50,14 @@ class ScaleOutputs(NamedTuple):
     tokens: Tensor | None
 
 
-def real_part(Y: Tensor, available: Tensor | None, tokens: Tensor | None) -> ScaleOutputs:
+def real_part(Y: Tensor, available: Tensor | None, tokens: Tensor | None, *, cleared: bool = False) -> ScaleOutputs:
     """Checks scale outputs and clears what does not exist.
 
     Args:
         Y: (..., L, d), or (..., n, L, d) with `tokens`; floating point.
         available: as `Y` without d, bool; None: all scales exist.
         tokens: (..., n) bool, True where a token is real; None: every token is a problem of its own.
+        cleared: Whether `Y` is zero there already, which saves a copy of it.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -75,7 +76,7 @@ def real_part(Y: Tensor, available: Tensor | None, tokens: Tensor | None) -> Sca
         exists = real if exists is None else exists & real
         if available is not None:  # where no token is real the problem is a dummy, but not an empty one
             available = exists.any(-2) | ~tokens.any(-1, keepdim=True)
-    if exists is not None:  # not multiplied by 0: NaN would come back in the gradient of the neighbours
+    if exists is not None and not cleared:  # not multiplied by 0: NaN would come back in the gradient of the neighbours
         Y = torch.where(exists.unsqueeze(-1), Y, 0.0)
     return ScaleOutputs(Y, available, tokens)
 

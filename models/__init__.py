@@ -12,7 +12,7 @@ from models.aggregation import OptimizationDrivenAggregation
 from models.attention import MultiscaleAttention
 from models.block import MAHABlock
 from models.convolution import DilatedConvolution
-from models.decomposition import HierarchicalDecomposition
+from models.decomposition import HierarchicalDecomposition, scales_for
 from models.gating import CrossScaleGating
 from models.generation import generate
 from models.hierarchical_decoder import HierarchicalDecoder
@@ -53,6 +53,7 @@ __all__ = [
     "OptimizationDrivenAggregation",
     "SequenceClassifier",
     "generate",
+    "scales_for",
 ]
 
 _HUGGING_FACE = (

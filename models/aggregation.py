@@ -90,6 +90,8 @@ class OptimizationDrivenAggregation(nn.Module):
         available: Tensor | None = None,
         inputs: Tensor | None = None,
         mask: Tensor | None = None,
+        *,
+        cleared: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Fuses the scales.
 
@@ -100,6 +102,8 @@ class OptimizationDrivenAggregation(nn.Module):
                 tell by themselves.
             inputs: (batch, n, d_model), of which a linear target is made.
             mask: (batch, n) bool, True where the token is real; None: all are.
+            cleared: whether `scale_outputs` is known to be zero where a scale does not exist and at padding, as
+                `MultiscaleAttention` leaves it; it is copied otherwise.
 
         Returns:
             The fused output (batch, n, d_model), zero at padding, and the auxiliary loss, a scalar: the mean objective
@@ -110,5 +114,5 @@ class OptimizationDrivenAggregation(nn.Module):
             if available is not None:
                 raise ValueError("available must not be given with cells of each scale, which tell by themselves.")
             scale_outputs, available = upsample(scale_outputs, self.compression_ratio, causal=self.causal)
-        aggregated, objective = self.fusion.with_objective(scale_outputs, available, inputs, mask)
+        aggregated, objective = self.fusion.with_objective(scale_outputs, available, inputs, mask, cleared=cleared)
         return aggregated.output, objective

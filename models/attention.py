@@ -29,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.columns import columns_at, last_columns, real_columns
 from models.decomposition import HierarchicalDecomposition, Packing, check_mask, check_tokens
 from models.rotary import middle_of_cell, rotate
-from models.upsampling import available_scales, group_tokens, to_tokens, ungroup_tokens
+from models.upsampling import available_scales, group_tokens, stack_at_tokens, ungroup_tokens
 from models.windows import attend_cells
 
 __all__ = ["AttentionState", "MultiscaleAttention"]
@@ -199,8 +199,10 @@ class MultiscaleAttention(nn.Module):
         """Answers of packed rows, as `answers` returns them, to what `forward` returns of packed rows."""
         r = self.decomposition.compression_ratio
         if self.query_resolution == "coarse":
-            answers = [to_tokens(y, r**scale, n, causal=self.causal) for scale, y in enumerate(answers)]
-        y = torch.stack(answers, dim=2)
+            strides = [r**scale for scale in range(self.num_scales)]
+            y = stack_at_tokens(answers, strides, n, causal=self.causal)
+        else:
+            y = torch.stack(answers, dim=2)
         if lengths is not None:
             y = y.masked_fill(~real_columns(n, lengths)[..., None, None], 0)
         ends = torch.full(y.shape[:1], n, device=y.device) if lengths is None else lengths

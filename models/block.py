@@ -254,10 +254,12 @@ class MAHABlock(nn.Module):
         n, coarse = h.shape[1], self.attention.query_resolution == "coarse"
         if self.gating is not None and coarse:
             answers = [*map(self.gating, answers, answers[1:]), answers[-1]]
-        scales, available = self.attention.upsample(answers, n, lengths)
+        scales, exist = self.attention.upsample(answers, n, lengths)
+        available = None if lengths is None and not self.causal else exist
         if self.gating is not None and not coarse:
             scales = self.gating.across(scales, available)
-        return self.aggregation(scales, available, h, None if lengths is None else real_columns(n, lengths))
+        mask = None if lengths is None else real_columns(n, lengths)
+        return self.aggregation(scales, available, h, mask, cleared=True)
 
     def _rest(self, x: Tensor, memory: Memory | None) -> Tensor:
         """What follows the fusion, token by token."""

@@ -106,5 +106,6 @@ class DilatedConvolution(nn.Module):
         taps = [x[:, i * self.dilation : i * self.dilation + n] for i in range(self.kernel_size)]
         y = self.bias.to(x.dtype)
         for tap, weight in zip(taps, self.weight, strict=True):
-            y = y + (tap @ weight.to(x.dtype) if self.dense else tap * weight.to(x.dtype))
+            weight = weight.to(x.dtype)
+            y = y + tap @ weight if self.dense else torch.addcmul(y, tap, weight)
         return y.relu().to(x.dtype)

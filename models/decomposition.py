@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-__all__ = ["HierarchicalDecomposition", "Packing", "Scales"]
+__all__ = ["HierarchicalDecomposition", "Packing", "Scales", "scales_for"]
 
 
 class Packing(NamedTuple):
@@ -256,6 +256,37 @@ class HierarchicalDecomposition(nn.Module):
         if lengths is None:
             return cells
         return cells.masked_fill(~self.cell_mask(n, scale, lengths)[..., None], 0)
+
+
+def scales_for(max_len: int, compression_ratio: int = 2, coarsest: int = 256) -> int:
+    """The number of scales with which the coarsest of `max_len` tokens has at most `coarsest` cells.
+
+    With it the coarsest scale sees everything, at a cost that is linear in the tokens. Pass the *configured* maximum
+    length, never that of a batch: a prefix must mean the same alone and in a longer sequence. In a causal model with
+    coarse queries the window has to grow along (at least `2·r^(L−1) − 1`); fine queries need no such thing.
+
+    >>> scales_for(65536, compression_ratio=4)
+    5
+    >>> scales_for(256)
+    1
+
+    Args:
+        max_len: largest number of tokens.
+        compression_ratio: r, at least 2.
+        coarsest: most cells of the coarsest scale, at least 1.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+    for name, number, least in (("max_len", max_len, 1), ("compression_ratio", compression_ratio, 2)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, but got {number}.")
+    if coarsest < 1:
+        raise ValueError(f"coarsest must be at least 1, but got {coarsest}.")
+    num_scales, cells = 1, max_len
+    while cells > coarsest:
+        num_scales, cells = num_scales + 1, -(-cells // compression_ratio)
+    return num_scales
 
 
 def check_tokens(x: Tensor, d_model: int) -> None:

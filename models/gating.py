@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from models.upsampling import to_tokens
+from models.upsampling import stack_at_tokens, to_tokens
 
 __all__ = ["CrossScaleGating"]
 
@@ -53,30 +55,32 @@ class CrossScaleGating(nn.Module):
             raise ValueError(f"current_scale must have shape {needed}, but got {tuple(current_scale.shape)}.")
         if next_scale.shape != expected:
             raise ValueError(f"next_scale must have shape {expected}, but got {tuple(next_scale.shape)}.")
-        share = self._share(next_scale)
-        coarser, share = (to_tokens(x, r, m, causal=self.causal) for x in (next_scale, share))
-        exists = torch.arange(m, device=share.device)[:, None] >= (r - 1 if self.causal else 0)
-        return self._blend(current_scale, coarser, share, exists)
+        coarser = to_tokens(next_scale, r, m, causal=self.causal)
+        # Where there is no coarser cell the gate is to be 1.
+        share = stack_at_tokens([self._share(next_scale)], [r], m, causal=self.causal, missing=math.inf)[:, :, 0]
+        return self._blend(current_scale, coarser, share)
 
-    def across(self, scales: Tensor, available: Tensor) -> Tensor:
+    def across(self, scales: Tensor, available: Tensor | None) -> Tensor:
         """Gates all scales of some tokens at once.
 
         Args:
             scales: (..., L, d_model), what each scale says at a token.
-            available: (..., L) bool, True where the scale exists for the token.
+            available: (..., L) bool, True where the scale exists for the token; None: all do.
 
         Returns:
             As `scales`; the coarsest is left as it is.
         """
         current, coarser = scales[..., :-1, :], scales[..., 1:, :]
-        gated = self._blend(current, coarser, self._share(coarser), available[..., 1:, None])
+        gated = self._blend(current, coarser, self._share(coarser))
+        if available is not None:
+            gated = torch.where(available[..., 1:, None], gated, current)
         return torch.cat([gated, scales[..., -1:, :]], dim=-2)
 
     def _share(self, coarser: Tensor) -> Tensor:
         """What the coarser scale adds to the logits of the gate."""
         return linear(coarser, self.gate_proj.weight[:, self.d_model :])
 
-    def _blend(self, current: Tensor, coarser: Tensor, share: Tensor, exists: Tensor) -> Tensor:
+    def _blend(self, current: Tensor, coarser: Tensor, share: Tensor) -> Tensor:
         own = linear(current, self.gate_proj.weight[:, : self.d_model], self.gate_proj.bias)
         z = torch.sigmoid(own + share)
-        return torch.where(exists, torch.lerp(coarser.to(z.dtype), current.to(z.dtype), z), current).to(current.dtype)
+        return torch.lerp(coarser.to(z.dtype), current.to(z.dtype), z).to(current.dtype)

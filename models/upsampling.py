@@ -11,15 +11,17 @@ repeated over its group. Rows are packed: the real tokens stand in front.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import pad
 
 from models.columns import real_columns
 from models.decomposition import Packing
 
-__all__ = ["available_scales", "group_tokens", "to_tokens", "ungroup_tokens", "upsample"]
+__all__ = ["available_scales", "group_tokens", "stack_at_tokens", "to_tokens", "ungroup_tokens", "upsample"]
 
 
 def group_tokens(x: Tensor, stride: int, *, causal: bool) -> Tensor:
@@ -49,7 +51,71 @@ def ungroup_tokens(groups: Tensor, n: int, *, causal: bool) -> Tensor:
 
 def to_tokens(cells: Tensor, stride: int, n: int, *, causal: bool) -> Tensor:
     """Every token's cell: (batch, cells, d) to (batch, n, d), zero where the token reads none."""
-    return ungroup_tokens(cells[:, :, None].expand(-1, -1, stride, -1), n, causal=causal)
+    return stack_at_tokens([cells], [stride], n, causal=causal)[:, :, 0]
+
+
+def stack_at_tokens(
+    cells: Sequence[Tensor], strides: Sequence[int], n: int, *, causal: bool, missing: float = 0.0
+) -> Tensor:
+    """Every token's cell of several scales.
+
+    Args:
+        cells: for each of them, (batch, cells, d).
+        strides: for each of them, the tokens in a cell.
+        n: number of tokens.
+        causal: whether a token reads the last complete cell rather than its own.
+        missing: what a token reads where there is no cell.
+
+    Returns:
+        (batch, n, number of scales, d).
+    """
+    return cast(Tensor, _StackAtTokens.apply(n, tuple(strides), causal, missing, *cells))
+
+
+class _StackAtTokens(torch.autograd.Function):
+    """Writes every cell where it is read, in one pass over the result; padding and stacking would make three."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(n: int, strides: tuple[int, ...], causal: bool, missing: float, *cells: Tensor) -> Tensor:
+        batch, _, d = cells[0].shape
+        stacked = cells[0].new_empty(batch, n, len(cells), d)
+        for scale, (cell, stride) in enumerate(zip(cells, strides, strict=True)):
+            first, whole, end = _read_groups(n, stride, causal)
+            stacked[:, :first, scale] = missing
+            if whole:
+                stacked[:, first:end, scale].unflatten(1, (whole, stride)).copy_(cell[:, :whole, None])
+            if end < n:
+                stacked[:, end:, scale] = cell[:, whole:]
+        return stacked
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
+        ctx.layout = inputs[:3]  # pyright: ignore[reportAttributeAccessIssue]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        n, strides, causal = ctx.layout  # pyright: ignore[reportAttributeAccessIssue]
+        gradients = []
+        for stride, g in zip(strides, cotangents[0].unbind(2), strict=True):
+            first, whole, end = _read_groups(n, stride, causal)
+            sums = g[:, first:end]
+            if stride > 1:
+                sums = sums.unflatten(1, (whole, stride)).sum(2)
+            gradients.append(torch.cat([sums, g[:, end:].sum(1, keepdim=True)], dim=1) if end < n else sums)
+        return None, None, None, None, *gradients
+
+
+def _read_groups(n: int, stride: int, causal: bool) -> tuple[int, int, int]:
+    """The first token that reads a cell, how many cells are read by `stride` tokens, and the token after the last one.
+
+    The tokens from there on read one more cell.
+    """
+    first = min(stride - 1, n) if causal else 0
+    whole = (n - first) // stride
+    return first, whole, first + whole * stride
 
 
 def available_scales(n: int, num_scales: int, compression_ratio: int, lengths: Tensor, *, causal: bool) -> Tensor:
@@ -97,17 +163,15 @@ def upsample(
     if not cells:
         raise ValueError("cells must hold at least one scale, but is empty.")
     batch, n, _ = cells[0].shape
-    outputs = []
+    strides = [compression_ratio**scale for scale in range(len(cells))]
     for scale, cell in enumerate(cells):
-        stride = compression_ratio**scale
-        expected = n // stride if causal else -(-n // stride)
+        expected = n // strides[scale] if causal else -(-n // strides[scale])
         if cell.shape != (batch, expected, cells[0].shape[2]):
             needed = (batch, expected, cells[0].shape[2])
             raise ValueError(f"cells[{scale}] must have shape {needed}, but got {tuple(cell.shape)}.")
-        outputs.append(to_tokens(cell, stride, n, causal=causal))
     lengths = torch.full((batch,), n, device=cells[0].device) if packing is None else packing.lengths
     available = available_scales(n, len(cells), compression_ratio, lengths, causal=causal)
-    y = torch.stack(outputs, dim=2)
+    y = stack_at_tokens(cells, strides, n, causal=causal)
     if packing is None:
         return y, available
     real = real_columns(n, lengths)
@@ -115,4 +179,4 @@ def upsample(
 
 
 def _pad_columns(x: Tensor, before: int, after: int) -> Tensor:
-    return pad(x, (*(0, 0) * (x.ndim - 2), before, after))
+    return pad(x, (*(0, 0) * (x.ndim - 2), before, after)) if before or after else x  # pad would copy
