@@ -308,27 +308,30 @@ def mode(request: Request) -> str:
 
 
 def table(rows: list[Row], title: str) -> Table:
-    """The rows of one width, in units of 10⁹ operations."""
+    """The rows of one width, in units of 10⁹ operations, or 10¹² for a whole transformer; it fits 80 columns."""
     whole = rows[0].whole is not None
+    unit, scale = ("TFLOP", 1e12) if whole else ("GFLOP", 1e9)
     result = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 0), collapse_padding=True)
-    result.add_column("tokens", justify="right")
-    result.add_column("layer")
-    names = ["scores, values", "attention", "mixer", *(["with\nfeed-forward"] if whole else [])]
-    for name in names:
-        result.add_column(f"{name}\nGFLOP", justify="right", no_wrap=True)
-        result.add_column("saved\n%", justify="right", no_wrap=True)
+    result.add_column("", no_wrap=True)
+    for name in ("scores", "attention", "mixer", *(["with FF"] if whole else [])):
+        result.add_column(f"{name}\n{unit}", justify="right", no_wrap=True)
+        result.add_column("", justify="right", no_wrap=True)
     previous = None
     for row in rows:
-        if previous is not None and row.length != previous:
+        if row.length != previous:
             result.add_section()
+            result.add_row(f"[bold]{row.length:,} tokens[/]")
+        previous = row.length
         cells = [(row.scores, row.saved_scores), (row.attention, row.saved_attention), (row.mixer, row.saved_mixer)]
         if row.whole is not None and row.saved_whole is not None:
             cells.append((row.whole, row.saved_whole))
-        first = f"{row.length:,}" if row.length != previous else ""
-        values = [text for flops, saved in cells for text in (figure(flops / 1e9), f"{saved:.1f}")]
-        result.add_row(first, row.layer, *values)
-        previous = row.length
+        result.add_row(row.layer, *(text for flops, saved in cells for text in (figure(flops / scale), change(saved))))
     return result
+
+
+def change(saved: float) -> str:
+    """What was saved, as a change in per cent; nothing where it is the reference itself."""
+    return f" {-saved:+.0f}%".replace("-", "−") if saved else ""
 
 
 def figure(value: float) -> str:
@@ -345,8 +348,8 @@ def caption(rows: list[Row], operations: int) -> str:
     else:
         verdict = f"the formulas of models/cost.py give the same in all {len(counted)} of them"
     return (
-        "Forward pass of one sequence; a multiplication with its addition is 2 operations. Saved: against full "
-        "attention of the same width, all pairs counted. Queries are coarse or fine, projections shared or per scale; "
+        "Forward pass of one sequence; a multiplication with its addition is 2 operations. In per cent: the change "
+        "against full attention of the same width, all pairs counted. Queries are coarse or fine, projections shared or per scale; "
         "in the paper attention is full, convolutions dense.\n"
         f"Counted by torch.utils.flop_counter on the meta device; {verdict}. By formula: the matrix products of the "
         "fusion, whose solver cannot run on the meta device, and what a causal kernel skips where there is no window "
