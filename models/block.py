@@ -204,12 +204,24 @@ class MAHABlock(nn.Module):
             packing = Packing.from_mask(mask)
             y, aux_loss = self(packing.pack(x), lengths=packing.lengths, memory=memory, memory_mask=memory_mask)
             return packing.unpack(y), aux_loss
-        h = self._before(self.norm1, x)
-        if self.convolution is not None:
-            h = self.convolution(h, lengths)
-        fused, aux_loss = self._fuse(h, self.attention.answers(h, lengths), lengths)
-        x = self._after(self.norm1, x, self.output(fused))
+        mixed, aux_loss = self.mix(self._before(self.norm1, x), lengths)
+        x = self._after(self.norm1, x, mixed)
         return self._rest(x, self._remember_memory(memory, memory_mask)), aux_loss
+
+    def mix(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What stands in the place of self-attention, from the convolution to the output projection, without checks.
+
+        Args:
+            x: (batch, n, d_model), n ≥ 1.
+            lengths: (batch,) integer, as in `forward`.
+
+        Returns:
+            As `x`, meaningless at padding; and the auxiliary loss.
+        """
+        if self.convolution is not None:
+            x = self.convolution(x, lengths)
+        fused, aux_loss = self._fuse(x, self.attention.answers(x, lengths), lengths)
+        return self.output(fused), aux_loss
 
     def prefill(
         self,
