@@ -349,8 +349,8 @@ def caption(rows: list[Row], operations: int) -> str:
         verdict = f"the formulas of models/cost.py give the same in all {len(counted)} of them"
     return (
         "Forward pass of one sequence; a multiplication with its addition is 2 operations. In per cent: the change "
-        "against full attention of the same width, all pairs counted. Queries are coarse or fine, projections shared or per scale; "
-        "in the paper attention is full, convolutions dense.\n"
+        "against full attention of the same width, all pairs counted. Queries are coarse or fine, projections shared "
+        "or per scale; in the paper attention is full, convolutions dense.\n"
         f"Counted by torch.utils.flop_counter on the meta device; {verdict}. By formula: the matrix products of the "
         "fusion, whose solver cannot run on the meta device, and what a causal kernel skips where there is no window "
         "(half skipped). Pairs that a window masks are counted.\n"

@@ -12,6 +12,7 @@ from solvers.iterate import State, check_unroll, iterate
 from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class BestResponse:
         step = 1 / _curvature(problem)
         rows = list(w.unbind(0))
         for i in range(problem.size):
-            slope = (problem.M[i] * torch.stack(rows)).sum(0) + problem.q[i]
+            slope = ordered_sum(problem.M[i] * torch.stack(rows)) + problem.q[i]
             reply = prox(problem.coordinate(i), (rows[i] - step[i] * slope).unsqueeze(0), step[i : i + 1])[0]
             rows[i] = rows[i] + damping * (reply - rows[i])
         return torch.stack(rows), damping
@@ -103,14 +104,14 @@ class BestResponse:
             return one * (self.damping or 1.0)
         root = _curvature(problem).sqrt()
         A = problem.M / (root.unsqueeze(0) * root.unsqueeze(1))
-        rho = A.abs().sum(1).amax(0)
+        rho = ordered_sum(A.abs(), 1).amax(0)
         descending = 2 / (1 + rho.clamp_min(1.0))
         if problem.symmetric is True:
             return descending
         S = (0.5 * (A + A.transpose(0, 1))).movedim(-1, 0)
         S = S + torch.diag_embed((problem.diagonal() == 0).to(S.dtype).T)  # coordinates that do not exist
         mu = torch.linalg.eigvalsh(S)[..., 0].clamp_min(1e-12)
-        ell = torch.minimum((A * A).sum((0, 1)).sqrt(), (rho * A.abs().sum(0).amax(0)).sqrt())
+        ell = torch.minimum(ordered_sum((A * A).flatten(0, 1)).sqrt(), (rho * ordered_sum(A.abs()).amax(0)).sqrt())
         contracting = (mu / (ell * ell)).clamp_max(1.0)
         return torch.where(problem.is_symmetric(), descending, contracting)
 

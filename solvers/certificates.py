@@ -18,6 +18,7 @@ from torch import Tensor
 from solvers.problem import AffineVI
 from solvers.prox import clamp, leaving_prices, pieces, prox
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 def natural_residual(problem: AffineVI, weights: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def feasibility_violation(problem: AffineVI, weights: Tensor) -> Tensor:
     standard, w = _standard(problem, weights)
     violation = (w - clamp(standard, w)).abs().amax(0)
     if standard.total is not None:
-        excess = w.sum(0) - standard.total
+        excess = ordered_sum(w) - standard.total
         violation = torch.maximum(violation, excess.abs() if standard.equality else excess.relu())
     return problem.from_standard(violation)
 
@@ -124,11 +125,11 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
     corner = torch.where(allowed.abs() <= l1, torch.zeros_like(w), corner)
     corner = torch.minimum(torch.maximum(corner, lower), upper)  # … or at the bound nearest to 0
     corner = torch.where(corner.isfinite(), corner, 0.0)
-    conjugate = (allowed * corner - l1 * corner.abs()).sum(0)
+    conjugate = ordered_sum(allowed * corner - l1 * corner.abs())
     if standard.total is not None:
         conjugate = conjugate + price * standard.total
-    quadratic = 0.5 * (w * (standard.M * w).sum(1) + u * (standard.M * u).sum(1)).sum(0)
-    gap = quadratic + (standard.q * w + l1 * w.abs()).sum(0) + conjugate
+    quadratic = 0.5 * ordered_sum(w * ordered_sum(standard.M * w, 1) + u * ordered_sum(standard.M * u, 1))
+    gap = quadratic + ordered_sum(standard.q * w + l1 * w.abs()) + conjugate
     return problem.from_standard(torch.where(u.isfinite().all(0), gap, inf))
 
 
@@ -141,8 +142,8 @@ def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tupl
     rounding alone puts into it.
     """
     products = problem.M * w
-    residual = (w - prox(problem, w - (products.sum(1) + problem.q))).abs().amax(0)
-    forces = products.abs().sum(1) + problem.q.abs()
+    residual = (w - prox(problem, w - (ordered_sum(products, 1) + problem.q))).abs().amax(0)
+    forces = ordered_sum(products.abs(), 1) + problem.q.abs()
     if problem.l1 is not None:
         forces = forces + problem.l1
     size, b = w.abs().amax(0), forces.amax(0)
@@ -168,8 +169,8 @@ def _price(problem: StandardForm, w: Tensor) -> Tensor:
     on = pieces(problem, x)
     z = x if on.slope is None else x - on.slope
     z = torch.where(on.free, z, 0.0 if on.held is None else on.held)
-    count = on.free.sum(0)
-    price = (z.sum(0) - problem.total) / count.clamp_min(1)
+    count = ordered_sum(on.free)
+    price = (ordered_sum(z) - problem.total) / count.clamp_min(1)
     if not problem.nonnegative:
         price = torch.where(count > 0, price, _price_at_vertex(problem, w, on.held))
     return price if on.tight is None else price * on.tight

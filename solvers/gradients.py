@@ -27,6 +27,7 @@ from torch import Tensor
 from solvers.linear import solve_pieces
 from solvers.prox import Pieces, leaving_prices, pieces
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 def attach_implicit_gradient(problem: StandardForm, w: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class _Implicit(torch.autograd.Function):
         dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
         d_lower = d_upper = None
         if any(ctx.needs_input_grad[3:5]):
-            moved = g - (M * y.unsqueeze(1)).sum(0)
+            moved = g - ordered_sum(M * y.unsqueeze(1))
             if price is not None:
                 moved = moved - price
             d_lower = torch.where(at_lower, moved, 0.0) if ctx.needs_input_grad[3] else None

@@ -18,6 +18,7 @@ from torch import Tensor
 from solvers.linear import solve_linear, solve_pieces
 from solvers.prox import clamp, prox
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 def follow_path(
@@ -45,7 +46,7 @@ def follow_path(
     priced = problem.q + price
     state, pivots = _follow(problem, stairs, guess, priced, None, max_pivots, seed)
     w = _polish(problem, stairs, state, priced)
-    excess = w.sum(0) - problem.total
+    excess = ordered_sum(w) - problem.total
     must_pay = torch.ones_like(excess, dtype=torch.bool) if problem.equality else excess > 0
     direction = torch.where(excess > 0, 1.0, -1.0) * must_pay
     state_paid, more = _follow(problem, stairs, state, priced, direction, max_pivots, seed)
@@ -110,7 +111,7 @@ def _follow(
     """
     if direction is None:
         w = prox(problem.without_sum(), start)
-        state = _states_near(stairs, w, -((problem.M * w).sum(1) + target))
+        state = _states_near(stairs, w, -(ordered_sum(problem.M * w, 1) + target))
         origin = _solved_at(problem, stairs, state, w, target, seed)
         d = target - origin
     else:
@@ -133,9 +134,9 @@ def _follow(
         if direction is None:
             end = torch.ones_like(until)
         else:
-            missing = sub.required_total - w.sum(0)
+            missing = sub.required_total - ordered_sum(w)
             met = missing.abs() <= 8 * torch.finfo(w.dtype).eps * (1 + sub.required_total.abs())
-            rate = dw.sum(0)
+            rate = ordered_sum(dw)
             end = torch.where(met & (rate == 0), time, missing / torch.where(rate == 0, torch.inf, rate))
             end = torch.where((rate == 0) & ~met, torch.inf, end)
         done = (until >= end) | ~torch.isfinite(until)
@@ -164,7 +165,7 @@ def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, 
 
     weight_scale = w.abs().amax(0) + problem.q.abs().amax(0)
     w = torch.where(free, inside(w, weight_scale), value)
-    Mw = (problem.M * w).sum(1)
+    Mw = ordered_sum(problem.M * w, 1)
     slope_scale = Mw.abs().amax(0) + q.abs().amax(0)
     return torch.where(free, -value, -inside(-(Mw + q), slope_scale)) - Mw
 
@@ -181,11 +182,11 @@ def _line(problem: StandardForm, stairs: Tensor, state: Tensor, origin: Tensor, 
     free, held, slope = _free_held_slope(stairs, state)
     eye = torch.eye(problem.size, dtype=origin.dtype, device=origin.device).unsqueeze(-1)
     A = torch.where(free.unsqueeze(1) & free.unsqueeze(0), problem.M, eye)
-    constant = -((problem.M * held).sum(1) + origin + slope)
-    X = solve_linear(A, torch.stack((constant, -d), 1) * free.unsqueeze(1), pivoting=True)
+    constant = -(ordered_sum(problem.M * held, 1) + origin + slope)
+    X = solve_linear(A, torch.stack((constant, -d), 1) * free.unsqueeze(1), eliminate=False)
     w, dw = held + X[:, 0], X[:, 1]
-    y = torch.where(free, w, -((problem.M * w).sum(1) + origin))
-    dy = torch.where(free, dw, -((problem.M * dw).sum(1) + d))
+    y = torch.where(free, w, -(ordered_sum(problem.M * w, 1) + origin))
+    dy = torch.where(free, dw, -(ordered_sum(problem.M * dw, 1) + d))
     return y, dy, w, dw
 
 
@@ -199,9 +200,9 @@ def _polish(problem: StandardForm, stairs: Tensor, state: Tensor, q: Tensor | No
     q = problem.q if q is None else q
     w, price = held, torch.zeros_like(problem.q[0])
     for _ in range(2):
-        rest = -((problem.M * w).sum(1) + q + slope + price)
-        missing = problem.required_total - w.sum(0) if with_sum else None
-        dw, dprice = solve_pieces(problem.M, free, rest, missing, shift=1.0, pivoting=True)
+        rest = -(ordered_sum(problem.M * w, 1) + q + slope + price)
+        missing = problem.required_total - ordered_sum(w) if with_sum else None
+        dw, dprice = solve_pieces(problem.M, free, rest, missing, shift=1.0, eliminate=False)
         w = w + dw
         if dprice is not None:
             price = price + dprice

@@ -5,23 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from solvers.sums import ordered_sum
+
 # Measured on CPU (float64, one thread): the elementwise elimination overtakes LAPACK's loop over the items at these
 # sizes; above L = 8 LAPACK wins at every batch size.
 ELIMINATE_UP_TO_SIZE = 8
 ELIMINATE_FROM_BATCH = 512
 
 
-def solve_linear(A: Tensor, b: Tensor, *, pivoting: bool = False) -> Tensor:
+def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tensor:
     """``A⁻¹ b`` for ``A`` of shape ``(L, L, B)`` and ``b`` of shape ``(L, R, B)``, differentiable any number of times.
 
     Large batches of tiny systems are eliminated elementwise over the batch, without pivoting, which is stable for the
     matrices of this package (their symmetric part is positive definite). All others go to LAPACK, with partial
-    pivoting, which ``pivoting`` asks for at every size.
+    pivoting. ``eliminate`` chooses in place of the shape, for a part of a batch that is to be solved as the whole was.
     """
-    L, B = A.shape[0], A.shape[-1]
-    if not pivoting and L <= ELIMINATE_UP_TO_SIZE and B >= ELIMINATE_FROM_BATCH:
+    if prefers_elimination(A) if eliminate is None else eliminate:
         return _eliminate(A, b)
     return torch.linalg.solve_ex(A.movedim(-1, 0), b.movedim(-1, 0)).result.movedim(0, -1).contiguous()
+
+
+def prefers_elimination(A: Tensor) -> bool:
+    """Whether a batch ``(L, L, B)`` of systems is better eliminated than left to LAPACK."""
+    return A.shape[0] <= ELIMINATE_UP_TO_SIZE and A.shape[-1] >= ELIMINATE_FROM_BATCH
 
 
 def _eliminate(A: Tensor, b: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ def solve_pieces(
     tight: Tensor | None = None,
     *,
     shift: float = 0.0,
-    pivoting: bool = False,
+    eliminate: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
 
@@ -57,7 +63,7 @@ def solve_pieces(
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
         shift: ``σ ≥ 0``: with a sum, solves with ``M + σ11ᵀ`` and ``rhs + σ total``, which has the same solution, more
             accurately where ``M_FF`` is nearly singular along ``1`` and less so where it is badly scaled.
-        pivoting: As in `solve_linear`.
+        eliminate: As in `solve_linear`.
 
     Returns:
         ``x`` of shape ``(L, B)`` and ``ν`` of shape ``(B,)``, or ``None`` for a problem without a sum.
@@ -65,17 +71,17 @@ def solve_pieces(
     both, inside, eye = free.unsqueeze(1) & free.unsqueeze(0), free.to(M.dtype), _identity(M.shape[0], M)
     if total is None:
         A = torch.where(both, M, eye)
-        return solve_linear(A, (rhs * inside).unsqueeze(1), pivoting=pivoting).squeeze(1), None
+        return solve_linear(A, (rhs * inside).unsqueeze(1), eliminate=eliminate).squeeze(1), None
     if shift:
         sigma = shift if tight is None else shift * tight
         M, rhs = M + sigma, rhs + sigma * total
     A = torch.where(both, M, eye)
-    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), pivoting=pivoting).unbind(1)
-    sum_per_price = per_price.sum(0)
+    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), eliminate=eliminate).unbind(1)
+    sum_per_price = ordered_sum(per_price)
     sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
-    price = (x.sum(0) - total) / sum_per_price
+    price = (ordered_sum(x) - total) / sum_per_price
     price = price if tight is None else price * tight
     x = x - price * per_price
-    rest = (x.sum(0) - total) / sum_per_price  # what rounding left of the sum, which is large where rhs is
+    rest = (ordered_sum(x) - total) / sum_per_price  # what rounding left of the sum, which is large where rhs is
     rest = rest if tight is None else rest * tight
     return x - rest * per_price, price + rest

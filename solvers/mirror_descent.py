@@ -11,6 +11,7 @@ from torch import Tensor
 from solvers.iterate import State, check_unroll, iterate
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class MirrorDescent:
 
 
 def _on_simplex(problem: StandardForm, logits: Tensor) -> State:
-    log_w = logits.log_softmax(0)
+    logits = logits - logits.detach().amax(0)  # a constant in log_w
+    log_w = logits - ordered_sum(logits.exp()).log()
     return problem.required_total * log_w.exp(), log_w
 
 

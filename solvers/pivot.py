@@ -20,10 +20,11 @@ from torch import Tensor
 
 from solvers.certificates import residual_and_tolerance
 from solvers.homotopy import follow_path
-from solvers.linear import solve_pieces
+from solvers.linear import prefers_elimination, solve_pieces
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 PROXIMAL_STEPS = 30
 RESTARTS = 4
@@ -87,8 +88,9 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     rounding = 32 * torch.finfo(problem.q.dtype).eps
     on, price = _first_pieces(problem), torch.zeros_like(problem.q[0])
     forces = problem.q.abs().amax(0)
+    eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
     for k in range(max_pivots):
-        w, x, price, size = _newton_step(problem, on)
+        w, x, price, size = _newton_step(problem, on, eliminate)
         residual = _step_residual(problem, on, w, x, price)
         solved = residual <= rounding * (forces + size)  # False for NaN
         if k == 0:
@@ -112,7 +114,7 @@ def _first_pieces(problem: StandardForm) -> Pieces:
     return pieces(problem, w - step * problem.operator(w), step)
 
 
-def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _newton_step(problem: StandardForm, on: Pieces, eliminate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)``, the price of the sum and ``‖|M||w|‖_∞``.
 
     For non-negative weights the last is estimated by ``‖w‖_∞``, which is cheaper.
@@ -120,14 +122,14 @@ def _newton_step(problem: StandardForm, on: Pieces) -> tuple[Tensor, Tensor, Ten
     force, missing = problem.q, problem.total
     if on.held is not None:
         force = problem.operator(on.held)
-        missing = None if missing is None else missing - on.held.sum(0)
+        missing = None if missing is None else missing - ordered_sum(on.held)
     if on.slope is not None:
         force = force + on.slope
-    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight)
+    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, eliminate=eliminate)
     w = w if on.held is None else on.held + w
     products = problem.M * w
-    x = w - (products.sum(1) + problem.q)
-    size = w.abs() if problem.nonnegative else products.abs().sum(1)
+    x = w - (ordered_sum(products, 1) + problem.q)
+    size = w.abs() if problem.nonnegative else ordered_sum(products.abs(), 1)
     return w, x, torch.zeros_like(x[0]) if price is None else price, size.amax(0)
 
 
@@ -138,7 +140,7 @@ def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, pric
     residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
     if problem.total is None:
         return residual
-    excess = w.sum(0) - problem.total
+    excess = ordered_sum(w) - problem.total
     if on.tight is None:
         return torch.maximum(residual, excess.abs())
     return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -price), excess))

@@ -12,6 +12,7 @@ from solvers.iterate import State, check_unroll, iterate
 from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 EXTRAGRADIENT = 2**-0.5
 
@@ -86,14 +87,14 @@ class ProjectedGradient:
         w_next = proximal(v)
         if symmetric is not True:
             w_next = torch.where(symmetric, w_next, proximal(w_next))
-        uphill = ((v - w_next) * (w_next - w)).sum(0) > 0
+        uphill = ordered_sum((v - w_next) * (w_next - w)) > 0
         return w_next, w, torch.where(uphill, 1.0, next_age)
 
 
 def lipschitz(problem: StandardForm) -> Tensor:
     """An upper bound on the spectral norm ``‖M‖``, ``(B,)``: ``min(‖M‖_F, √(‖M‖_1 ‖M‖_∞))``; 1 where ``M = 0``."""
     magnitude = problem.M.abs()
-    frobenius = (magnitude * magnitude).sum((0, 1)).sqrt()
-    rows_and_columns = (magnitude.sum(0).amax(0) * magnitude.sum(1).amax(0)).sqrt()
+    frobenius = ordered_sum((magnitude * magnitude).flatten(0, 1)).sqrt()
+    rows_and_columns = (ordered_sum(magnitude).amax(0) * ordered_sum(magnitude, 1).amax(0)).sqrt()
     bound = torch.minimum(frobenius, rows_and_columns)
     return torch.where(bound > 0, bound, 1.0)

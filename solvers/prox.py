@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from solvers.standard_form import StandardForm
+from solvers.sums import ordered_sum
 
 
 class Pieces(NamedTuple):
@@ -95,9 +96,9 @@ def prox_on(problem: StandardForm, on: Pieces, x: Tensor, step: Tensor | None = 
     z = x if on.slope is None else x - gamma * on.slope
     z = z * on.free if on.held is None else torch.where(on.free, z, on.held)
     if problem.total is not None:
-        per_price = gamma.sum(0)
+        per_price = ordered_sum(gamma)
         per_price = per_price + (per_price == 0)  # without a free coordinate the price moves nothing
-        price = (z.sum(0) - problem.total) / per_price
+        price = (ordered_sum(z) - problem.total) / per_price
         z = z - gamma * (price if on.tight is None else price * on.tight)
     return clamp(problem, z)  # rounding may leave a free coordinate an ulp outside
 
@@ -144,11 +145,11 @@ def _comparisons(
     def sum_at(theta: Tensor) -> Tensor:
         """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ``."""
         with torch.no_grad():
-            return shrink(problem, apart + rates * theta, l1).sum(0)
+            return ordered_sum(shrink(problem, apart + rates * theta, l1))
 
     if problem.equality:
         return (lambda theta: at_least(sum_at(theta), total)), (lambda theta: at_most(sum_at(theta), total)), None
-    tight = at_least(shrink(problem, x, l1).sum(0), total)
+    tight = at_least(ordered_sum(shrink(problem, x, l1)), total)
     return (
         lambda theta: torch.where(tight, at_least(sum_at(theta), total), at_most(x, theta)),
         lambda theta: torch.where(tight, at_most(sum_at(theta), total), at_least(x, theta)),

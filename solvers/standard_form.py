@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from solvers.sums import ordered_sum
+
 
 @dataclass(frozen=True, eq=False)
 class StandardForm:
@@ -69,7 +71,7 @@ class StandardForm:
 
     def operator(self, w: Tensor) -> Tensor:
         """``Mw + q``, shape ``(L, B)``."""
-        return (self.M * w).sum(1) + self.q
+        return ordered_sum(self.M * w, 1) + self.q
 
     def diagonal(self) -> Tensor:
         """The diagonal of ``M``, shape ``(L, B)``."""
