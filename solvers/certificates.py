@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from solvers.natural import residual_and_tolerance
 from solvers.problem import AffineVI
 from solvers.prox import clamp, leaving_prices, pieces, prox
 from solvers.standard_form import StandardForm
@@ -131,26 +132,6 @@ def duality_gap(problem: AffineVI, weights: Tensor) -> Tensor:
     quadratic = 0.5 * ordered_sum(w * ordered_sum(standard.M * w, 1) + u * ordered_sum(standard.M * u, 1))
     gap = quadratic + ordered_sum(standard.q * w + l1 * w.abs()) + conjugate
     return problem.from_standard(torch.where(u.isfinite().all(0), gap, inf))
-
-
-def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """The natural residual in standard form, and what it may be for a relative tolerance ``tol``; each ``(B,)``.
-
-    The tolerance is ``tol · min(a, b) + 16(L + 4) ε max(‖w‖_∞, b)``, with the machine epsilon ``ε`` and the sizes of
-    a weight, ``a = max(‖w‖_∞, ‖q‖_∞ / max|M_ij|)``, and of a force, ``b = ‖|M||w| + |q| + λ‖_∞``. The residual is a
-    length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two; the last term is what
-    rounding alone puts into it.
-    """
-    products = problem.M * w
-    residual = (w - prox(problem, w - (ordered_sum(products, 1) + problem.q))).abs().amax(0)
-    forces = ordered_sum(products.abs(), 1) + problem.q.abs()
-    if problem.l1 is not None:
-        forces = forces + problem.l1
-    size, b = w.abs().amax(0), forces.amax(0)
-    a = torch.fmax(size, problem.q.abs().amax(0) / problem.M.abs().amax((0, 1)))  # 0/0 leaves ‖w‖
-    rounding = 16 * (problem.size + 4) * torch.finfo(w.dtype).eps
-    tolerance = tol * torch.minimum(a, b) + rounding * torch.maximum(size, b)
-    return residual, tolerance
 
 
 def _standard(problem: AffineVI, weights: Tensor) -> tuple[StandardForm, Tensor]:

@@ -25,20 +25,22 @@ import torch
 from torch import Tensor
 
 from solvers.linear import solve_pieces
-from solvers.prox import Pieces, leaving_prices, pieces
+from solvers.prox import Pieces, leaving_prices
 from solvers.standard_form import StandardForm
 from solvers.sums import ordered_sum
 
 
-def attach_implicit_gradient(problem: StandardForm, w: Tensor) -> Tensor:
+def attach_implicit_gradient(problem: StandardForm, w: Tensor, on: Pieces) -> Tensor:
     """``w`` itself, now differentiable in every tensor of ``problem``, any number of times.
 
     Args:
         problem: The problem, its tensors connected to whatever requires gradients.
         w: ``(L, B)``, its solution; an item with NaN passes no gradient on.
+        on: The pieces on which it lies, ties counted as held (see `natural_map`).
     """
-    with torch.no_grad():
-        on = _pieces_at_solution(problem.detach(), w.detach())
+    if problem.total is not None and not problem.nonnegative:
+        with torch.no_grad():
+            on = _with_one_free(problem, w, on)
     data = (problem.M, problem.q, problem.lower, problem.upper, problem.l1, problem.total)
     if torch.compiler.is_compiling() and not any(tensor is not None and tensor.requires_grad for tensor in data):
         return w  # where nothing asks for gradients, torch.compile mistakes the first argument for a context
@@ -49,18 +51,8 @@ class _Implicit(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        w: Tensor,
-        M: Tensor,
-        q: Tensor,
-        lower: Tensor | None,
-        upper: Tensor | None,
-        l1: Tensor | None,
-        total: Tensor | None,
-        *on: Tensor | None,
-    ) -> Tensor:
-        del M, q, lower, upper, l1, total, on
-        return w.clone()
+    def forward(*inputs: Any) -> Tensor:  # w, M, q, lower, upper, l1, total, free, tight, at_lower, at_upper
+        return inputs[0].clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -74,7 +66,8 @@ class _Implicit(torch.autograd.Function):
         w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
         w = torch.where(w.isnan(), 0.0, w)
         y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight)
-        dM = -y.unsqueeze(1) * w.unsqueeze(0) if ctx.needs_input_grad[1] else None
+        dq = -y
+        dM = dq.unsqueeze(1) * w if ctx.needs_input_grad[1] else None
         d_lower = d_upper = None
         if any(ctx.needs_input_grad[3:5]):
             moved = g - ordered_sum(M * y.unsqueeze(1))
@@ -82,24 +75,19 @@ class _Implicit(torch.autograd.Function):
                 moved = moved - price
             d_lower = torch.where(at_lower, moved, 0.0) if ctx.needs_input_grad[3] else None
             d_upper = torch.where(at_upper, moved, 0.0) if ctx.needs_input_grad[4] else None
-        d_l1 = -y * w.sign() if ctx.needs_input_grad[5] else None
-        return None, dM, -y, d_lower, d_upper, d_l1, price, None, None, None, None
+        d_l1 = dq * w.sign() if ctx.needs_input_grad[5] else None
+        return None, dM, dq, d_lower, d_upper, d_l1, price, None, None, None, None
 
 
-def _pieces_at_solution(problem: StandardForm, w: Tensor) -> Pieces:
-    """The pieces of a solution, with ties counted as held and at least one free coordinate where the sum is tight."""
-    g = problem.operator(w)
-    slack = 1e3 * torch.finfo(w.dtype).eps * (w.abs() + g.abs()).amax(0)
-    on = pieces(problem, w - g, slack=slack)
-    known = (w == w).all(0)  # not NaN
-    free = on.free & known
-    at_lower, at_upper = on.at_lower, on.at_upper
-    if problem.total is not None and not problem.nonnegative:
-        stuck = known & ~free.any(0) if on.tight is None else on.tight & known & ~free.any(0)
-        rises, falls = leaving_prices(problem, w, on.held)
-        can_rise = rises.isfinite().any(0)
-        first = torch.where(can_rise, rises.argmax(0), falls.argmin(0))
-        free = free | (stuck & (torch.arange(problem.size, device=w.device).unsqueeze(-1) == first))
-        at_lower = None if at_lower is None else at_lower & ~free
-        at_upper = None if at_upper is None else at_upper & ~free
+def _with_one_free(problem: StandardForm, w: Tensor, on: Pieces) -> Pieces:
+    """The pieces with at least one coordinate free wherever the sum is tight."""
+    stuck = ~on.free.any(0) & (w == w).all(0)  # not those with NaN
+    if on.tight is not None:
+        stuck = stuck & on.tight
+    rises, falls = leaving_prices(problem, w, on.held)
+    can_rise = rises.isfinite().any(0)
+    first = torch.where(can_rise, rises.argmax(0), falls.argmin(0))
+    free = on.free | (stuck & (torch.arange(problem.size, device=w.device).unsqueeze(-1) == first))
+    at_lower = None if on.at_lower is None else on.at_lower & ~free
+    at_upper = None if on.at_upper is None else on.at_upper & ~free
     return on._replace(free=free, at_lower=at_lower, at_upper=at_upper)

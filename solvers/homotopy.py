@@ -183,8 +183,8 @@ def _line(problem: StandardForm, stairs: Tensor, state: Tensor, origin: Tensor, 
     eye = torch.eye(problem.size, dtype=origin.dtype, device=origin.device).unsqueeze(-1)
     A = torch.where(free.unsqueeze(1) & free.unsqueeze(0), problem.M, eye)
     constant = -(ordered_sum(problem.M * held, 1) + origin + slope)
-    X = solve_linear(A, torch.stack((constant, -d), 1) * free.unsqueeze(1), eliminate=False)
-    w, dw = held + X[:, 0], X[:, 1]
+    x, dw = solve_linear(A, torch.stack((constant, -d)) * free, eliminate=False).unbind()
+    w = held + x
     y = torch.where(free, w, -(ordered_sum(problem.M * w, 1) + origin))
     dy = torch.where(free, dw, -(ordered_sum(problem.M * dw, 1) + d))
     return y, dy, w, dw

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from solvers.gradients import attach_implicit_gradient
-from solvers.opaque import ConvergenceError, certify, inspect, is_tracing, run
+from solvers.natural import natural_map
+from solvers.opaque import ConvergenceError, inspect, judge, run
 from solvers.problem import AffineVI
 from solvers.registry import Differentiable, Solver, make_solver
-from solvers.standard_form import StandardForm
+from solvers.standard_form import StandardForm, is_tracing
 
 __all__ = ["ConvergenceError", "Solution", "solve"]
 
@@ -29,7 +30,7 @@ class Solution:
         weights: ``(*batch, L)``, in the dtype of ``q``; differentiable as asked. NaN for items with faulty data.
         residual: ``(*batch,)``, the natural residual, measured after the solve and independently of the solver.
         tolerance: ``(*batch,)``, what the residual had to stay under: ``tol`` relative to the size of the problem, see
-            `solvers.certificates.residual_tolerance`.
+            `solvers.natural.natural_map`.
         converged: ``(*batch,)`` bool, ``residual ≤ tolerance``.
         iterations: ``(*batch,)`` int; linear solves for ``pivot``, 0 for solvers that do not iterate or do not say.
         solver: The flag of the solver.
@@ -120,16 +121,23 @@ def solve(
         w, iterations = run(healthy, solver, options, tol, max_iter)
         if gradient == "one_step":
             w = cast(Differentiable, method).one_step(healthy, w)
-        elif "implicit" in method.gradients:
-            w = attach_implicit_gradient(healthy, w)
-    residual, tolerance = certify(healthy, w, tol, batch_shape, on_failure if method.to_tolerance else "ignore")
+    with torch.no_grad():
+        found = natural_map(healthy.detach(), w.detach(), tol)
+    if gradient == "implicit" and "implicit" in method.gradients:
+        w = attach_implicit_gradient(healthy, w, found.on)
+    residual, tolerance = found.residual, found.tolerance
+    converged = judge(residual, tolerance, tol, batch_shape, on_failure if method.to_tolerance else "ignore")
     if healthy is not standard:
-        w, residual = torch.where(good, w, torch.nan), torch.where(good, residual, torch.nan)
+        w, residual, converged = (
+            torch.where(good, w, torch.nan),
+            torch.where(good, residual, torch.nan),
+            converged & good,
+        )
     return Solution(
         weights=problem.from_standard(w).to(problem.q.dtype),
         residual=problem.from_standard(residual),
         tolerance=problem.from_standard(tolerance),
-        converged=problem.from_standard(residual <= tolerance),
+        converged=problem.from_standard(converged),
         iterations=problem.from_standard(iterations),
         solver=solver,
         gradient=gradient,

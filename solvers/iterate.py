@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from solvers.certificates import residual_and_tolerance
+from solvers.natural import residual_and_tolerance
 from solvers.standard_form import StandardForm, is_tracing
 
 State = tuple[Tensor, ...]

@@ -8,21 +8,23 @@ from torch import Tensor
 from solvers.sums import ordered_sum
 
 # Measured on CPU (float64, one thread): the elementwise elimination overtakes LAPACK's loop over the items at these
-# sizes; above L = 8 LAPACK wins at every batch size.
+# sizes.
 ELIMINATE_UP_TO_SIZE = 8
 ELIMINATE_FROM_BATCH = 512
 
 
 def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tensor:
-    """``A⁻¹ b`` for ``A`` of shape ``(L, L, B)`` and ``b`` of shape ``(L, R, B)``, differentiable any number of times.
+    """``A⁻¹ b`` for ``A`` of shape ``(L, L, B)`` and R right-hand sides ``b``, ``(R, L, B)``; in the shape of ``b``.
 
-    Large batches of tiny systems are eliminated elementwise over the batch, without pivoting, which is stable for the
+    Large batches of small systems are eliminated elementwise over the batch, without pivoting, which is stable for the
     matrices of this package (their symmetric part is positive definite). All others go to LAPACK, with partial
-    pivoting. ``eliminate`` chooses in place of the shape, for a part of a batch that is to be solved as the whole was.
+    pivoting; so does everything that is to be differentiated, any number of times. ``eliminate`` chooses in place of
+    the shape, for a part of a batch that is to be solved as the whole was.
     """
-    if prefers_elimination(A) if eliminate is None else eliminate:
+    differentiated = torch.is_grad_enabled() and (A.requires_grad or b.requires_grad)
+    if (prefers_elimination(A) if eliminate is None else eliminate) and not differentiated:
         return _eliminate(A, b)
-    return torch.linalg.solve_ex(A.movedim(-1, 0), b.movedim(-1, 0)).result.movedim(0, -1).contiguous()
+    return torch.linalg.solve_ex(A.permute(2, 0, 1), b.permute(2, 1, 0)).result.permute(2, 1, 0).contiguous()
 
 
 def prefers_elimination(A: Tensor) -> bool:
@@ -31,16 +33,16 @@ def prefers_elimination(A: Tensor) -> bool:
 
 
 def _eliminate(A: Tensor, b: Tensor) -> Tensor:
-    """Gauss-Jordan elimination of ``[A | b]``: step k turns column k into the k-th unit vector, which is dropped."""
-    T = torch.cat((A, b), 1)
-    for k, unit in enumerate(_identity(A.shape[0], A).unsqueeze(-1).unbind(0)):
-        column, rest = T[:, :1], T[:, 1:]
-        T = torch.addcmul(rest, column - unit, rest[k] / column[k], value=-1)
-    return T
-
-
-def _identity(size: int, like: Tensor) -> Tensor:
-    return torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    """Gauss-Jordan elimination of ``[A | b]``, columns first so that what is left of it stays contiguous."""
+    T = torch.cat((A.transpose(0, 1), b))
+    L = A.shape[0]
+    for k, column in enumerate(T.unbind()[:L]):
+        rest = T[k + 1 :]
+        pivot_row = rest.select(1, k)
+        row = pivot_row / column[k]
+        rest.addcmul_(row.unsqueeze(1), column, value=-1)
+        pivot_row.copy_(row)
+    return T[L:]
 
 
 def solve_pieces(
@@ -51,6 +53,7 @@ def solve_pieces(
     tight: Tensor | None = None,
     *,
     shift: float = 0.0,
+    refine: bool = True,
     eliminate: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
@@ -63,25 +66,38 @@ def solve_pieces(
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
         shift: ``σ ≥ 0``: with a sum, solves with ``M + σ11ᵀ`` and ``rhs + σ total``, which has the same solution, more
             accurately where ``M_FF`` is nearly singular along ``1`` and less so where it is badly scaled.
+        refine: Whether to take the price in two steps, so that the sum is exact where ``rhs`` is large.
         eliminate: As in `solve_linear`.
 
     Returns:
         ``x`` of shape ``(L, B)`` and ``ν`` of shape ``(B,)``, or ``None`` for a problem without a sum.
     """
-    both, inside, eye = free.unsqueeze(1) & free.unsqueeze(0), free.to(M.dtype), _identity(M.shape[0], M)
+    inside = free.to(M.dtype)
     if total is None:
-        A = torch.where(both, M, eye)
-        return solve_linear(A, (rhs * inside).unsqueeze(1), eliminate=eliminate).squeeze(1), None
+        return solve_linear(_restricted(M, inside), (rhs * inside).unsqueeze(0), eliminate=eliminate).squeeze(0), None
     if shift:
         sigma = shift if tight is None else shift * tight
         M, rhs = M + sigma, rhs + sigma * total
-    A = torch.where(both, M, eye)
-    x, per_price = solve_linear(A, torch.stack((rhs * inside, inside), 1), eliminate=eliminate).unbind(1)
+    x, per_price = solve_linear(
+        _restricted(M, inside), torch.stack((rhs * inside, inside)), eliminate=eliminate
+    ).unbind()
     sum_per_price = ordered_sum(per_price)
     sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
-    price = (ordered_sum(x) - total) / sum_per_price
-    price = price if tight is None else price * tight
-    x = x - price * per_price
-    rest = (ordered_sum(x) - total) / sum_per_price  # what rounding left of the sum, which is large where rhs is
-    rest = rest if tight is None else rest * tight
-    return x - rest * per_price, price + rest
+
+    def without_excess(x: Tensor) -> tuple[Tensor, Tensor]:
+        price = (ordered_sum(x) - total) / sum_per_price
+        price = price if tight is None else price * tight
+        return torch.addcmul(x, per_price, price, value=-1), price
+
+    x, price = without_excess(x)
+    if refine:  # take what rounding left of the sum
+        x, more = without_excess(x)
+        price = price + more
+    return x, price
+
+
+def _restricted(M: Tensor, inside: Tensor) -> Tensor:
+    """``M`` with the rows and columns where ``inside`` is 0, not 1, made those of the identity."""
+    A = M * (inside.unsqueeze(1) * inside)
+    A.diagonal(dim1=0, dim2=1).add_((1 - inside).T)
+    return A

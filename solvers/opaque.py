@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers.certificates import residual_and_tolerance
 from solvers.checks import find_faults, looks_sound, report
 from solvers.registry import make_solver
 from solvers.standard_form import TENSORS, StandardForm, is_tracing
@@ -44,11 +43,10 @@ def run(
     return _call(_run, problem, solver, repr(options), tol, max_iter)
 
 
-def certify(
-    problem: StandardForm, w: Tensor, tol: float, batch_shape: list[int], on_failure: str
-) -> tuple[Tensor, Tensor]:
-    """The natural residual and its tolerance, each ``(B,)``; raises or warns about items above it."""
-    return _call(_certify, problem, w.detach(), tol, batch_shape, on_failure)
+def judge(residual: Tensor, tolerance: Tensor, tol: float, batch_shape: list[int], on_failure: str) -> Tensor:
+    """Which items have a residual within its tolerance, ``(B,)`` bool; raises or warns about the others."""
+    function = _judge if is_tracing(residual) else _judge._init_fn
+    return function(residual, tolerance, tol, batch_shape, on_failure)
 
 
 def _call(operator: Any, problem: StandardForm, *arguments: object) -> Any:
@@ -132,32 +130,13 @@ def _run(
     return w, iterations
 
 
-@torch.library.custom_op("maha_solvers::certify", mutates_args=())
-def _certify(
-    M: Tensor,
-    q: Tensor,
-    lower: Tensor | None,
-    upper: Tensor | None,
-    l1: Tensor | None,
-    linear_l1: Tensor | None,
-    total: Tensor | None,
-    exists: Tensor | None,
-    nonnegative: bool,
-    equality: bool,
-    symmetric: bool | None,
-    w: Tensor,
-    tol: float,
-    batch_shape: list[int],
-    on_failure: str,
-) -> tuple[Tensor, Tensor]:
-    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
-    parts = [residual_and_tolerance(chunk, w[:, items], tol) for items, chunk in _chunks(problem)]
-    found, allowed = (_joined(column) for column in zip(*parts, strict=True))
-    failed = ~(found <= allowed)
-    if on_failure != "ignore" and bool(failed.any()):
-        message = f"not solved to tol={tol:g}, residual up to {float(found[failed].max()):.1e}"
-        report([(message, failed)], batch_shape, on_failure, ConvergenceError)
-    return found, allowed
+@torch.library.custom_op("maha_solvers::judge", mutates_args=())
+def _judge(residual: Tensor, tolerance: Tensor, tol: float, batch_shape: list[int], on_failure: str) -> Tensor:
+    converged = residual <= tolerance  # False for NaN
+    if on_failure != "ignore" and not bool(converged.all()):
+        message = f"not solved to tol={tol:g}, residual up to {float(residual[~converged].max()):.1e}"
+        report([(message, ~converged)], batch_shape, on_failure, ConvergenceError)
+    return converged
 
 
 def _register(operator: Any, shapes: Callable[[Tensor], tuple[Tensor, ...] | Tensor]) -> None:
@@ -181,4 +160,4 @@ def _register(operator: Any, shapes: Callable[[Tensor], tuple[Tensor, ...] | Ten
 
 _register(_inspect, lambda q: q.new_empty(q.shape[-1:], dtype=torch.bool))
 _register(_run, lambda q: (torch.empty_like(q), q.new_empty(q.shape[-1:], dtype=torch.long)))
-_register(_certify, lambda q: (q.new_empty(q.shape[-1:]), q.new_empty(q.shape[-1:])))
+_register(_judge, lambda residual: torch.empty_like(residual, dtype=torch.bool))

@@ -3,11 +3,12 @@ r"""The exact solver: block principal pivoting, safeguarded by path following.
 One block pivot guesses the linear piece of every coordinate, solves the linear system that the pieces imply, and reads
 the next guess off the natural map of its solution,
 
-    pieces → w (a linear solve) → x = w − (Mw + q) → pieces of prox(x),
+    pieces → w (a linear solve) → x = w − γ(Mw + q) → pieces of prox(x),
 
-which is a semismooth Newton step on ``w = prox(w − (Mw + q))``. One or two steps solve most problems; an item leaves
-the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was solved less accurately than
-rounding allows, is followed along a path that ends in the solution (`solvers.homotopy`), in float64.
+which is a semismooth Newton step on ``w = prox(w − γ(Mw + q))``, for any step ``γ > 0``. One or two steps solve most
+problems; an item leaves the batch as soon as it is solved. Newton's method may cycle, so whatever is left, or was
+solved less accurately than rounding allows, is followed along a path that ends in the solution (`solvers.homotopy`),
+in float64.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from solvers.certificates import residual_and_tolerance
 from solvers.homotopy import follow_path
 from solvers.linear import prefers_elimination, solve_pieces
+from solvers.natural import residual_and_tolerance
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -57,21 +58,22 @@ class Pivot:
         """Weights ``(L, B)`` and the number of linear solves ``(B,)``; ``max_iter`` bounds each path."""
         del tol  # exact: as accurate as rounding allows
         max_pivots = 50 * (problem.size + 1) if max_iter is None else max_iter
-        problem = _normalised(problem)
+        problem = _without_common_force(problem)
         w, iterations, left, price = _block_pivot(problem, min(self.block_pivots, max_pivots))
         if left.numel():
-            hard = problem.select(left)
+            hard, price = _normalised(problem.select(left), price)
             found, pivots = _safeguarded(hard.to(torch.float64), w[:, left].double(), price.double(), max_pivots)
             w[:, left] = clamp(hard, found.to(w.dtype))
             iterations[left] += pivots
         return w, iterations
 
 
-def _normalised(problem: StandardForm) -> StandardForm:
-    """Divided by the power of two nearest to ``max |M_ij|``: the same solution, and no rounding."""
+def _normalised(problem: StandardForm, price: Tensor) -> tuple[StandardForm, Tensor]:
+    """Divided by the power of two nearest to ``max |M_ij|``, with its price: the same solution, and no rounding."""
     largest = problem.M.abs().amax((0, 1))
     exponent = torch.frexp(largest).exponent
-    return problem.scaled(torch.ldexp(torch.ones_like(largest), -exponent))
+    factor = torch.ldexp(torch.ones_like(largest), -exponent)
+    return problem.scaled(factor), price * factor
 
 
 def _jacobi_step(problem: StandardForm) -> Tensor:
@@ -80,44 +82,70 @@ def _jacobi_step(problem: StandardForm) -> Tensor:
     return torch.where(diagonal > 0, diagonal, 1.0).reciprocal()
 
 
+def _without_common_force(problem: StandardForm) -> StandardForm:
+    """``q`` less its smallest entry where the sum is fixed: the price takes it up, and nothing large cancels."""
+    if problem.total is None or not problem.equality:
+        return problem
+    q = problem.q if problem.exists is None else problem.q.where(problem.exists, torch.inf)
+    return replace(problem, q=problem.q - q.amin(0))
+
+
 def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Newton steps on the whole batch: weights, number of steps, the items left and their prices of the sum."""
     everyone = problem
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations = problem.q, torch.ones_like(active)
     rounding = 32 * torch.finfo(problem.q.dtype).eps
-    on, price = _first_pieces(problem), torch.zeros_like(problem.q[0])
-    forces = problem.q.abs().amax(0)
+    step, sizes, on = _start(problem)
     eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
     for k in range(max_pivots):
-        w, x, price, size = _newton_step(problem, on, eliminate)
-        residual = _step_residual(problem, on, w, x, price)
-        solved = residual <= rounding * (forces + size)  # False for NaN
+        w, price, g, weight, force = _newton_step(problem, on, sizes, eliminate)
+        solved = _step_residual(problem, on, w, price, g, weight / force) <= rounding * weight  # False for NaN
         if k == 0:
             final = w
         else:
-            final[:, active], iterations[active] = w, k + 1
-        rest = (~solved).nonzero()[:, 0]
-        if rest.numel() < active.numel():
-            active, problem = active[rest], problem.select(rest)
-            x, price, forces = x[:, rest], price[rest], forces[rest]
-        if active.numel() == 0:
-            break
-        on = pieces(problem, x)
-    return clamp(everyone, final).add_(0.0), iterations, active, price  # no -0.0
+            final.index_copy_(1, active, w)
+            iterations[active] = k + 1
+        rest = (~solved).nonzero().squeeze(1)
+        left = active.index_select(0, rest)
+        if left.numel() == 0 or k + 1 == max_pivots:
+            return clamp(everyone, final).add_(0.0), iterations, left, price.index_select(0, rest)  # no -0.0
+        x = torch.addcmul(w, step, g, value=-1)
+        if left.numel() < active.numel():
+            active, problem = left, problem.select(rest)
+            x, step, sizes = (data.index_select(-1, rest) for data in (x, step, sizes))
+        on = pieces(problem, x, step)
+    raise AssertionError("max_pivots is at least 1")
 
 
-def _first_pieces(problem: StandardForm) -> Pieces:
-    """A cheap guess: two steps of Jacobi's method, with ``D = diag(M)``, from 0."""
-    step = _jacobi_step(problem)
-    w = prox(problem, -step * problem.q, step)
-    return pieces(problem, w - step * problem.operator(w), step)
+def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Pieces]:
+    """The step ``γ`` of the natural map, ``(B,)``, sizes of a weight and a force, ``(2, B)``, and the first pieces.
+
+    ``1/γ`` is the mean eigenvalue of ``M`` along the set (or 1 % of ``max |M_ij|``, if that is more). Along a fixed
+    sum the direction ``1`` is left out of it, ``(tr M − 1ᵀM1 / L) / (L − 1)``: where scales are much alike, that
+    direction has most of the trace and none of the curvature that matters. The pieces are guessed by two projected
+    gradient steps from equal shares of the sum.
+    """
+    L = problem.size
+    largest, magnitude = problem.M.abs().amax((0, 1)), problem.q.abs().amax(0)
+    largest = largest + (largest == 0)
+    trace, force = ordered_sum(problem.diagonal()), problem.q
+    if problem.total is None or L == 1:
+        mean = trace / L
+    else:
+        rows = ordered_sum(problem.M, 1)
+        mean = (trace - ordered_sum(rows) / L) / (L - 1)
+        force = torch.addcmul(force, rows, problem.total / L)
+    step = torch.maximum(mean, 0.01 * largest).reciprocal()
+    w = prox(problem, -step * force, step)
+    on = pieces(problem, torch.addcmul(w, step, problem.operator(w), value=-1), step)
+    return step, torch.stack((magnitude / largest, magnitude)) + torch.finfo(step.dtype).tiny, on
 
 
-def _newton_step(problem: StandardForm, on: Pieces, eliminate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The solution ``w`` on the given pieces, the point ``x = w − (Mw + q)``, the price of the sum and ``‖|M||w|‖_∞``.
+def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bool) -> tuple[Tensor, ...]:
+    """The solution ``w`` on the given pieces, the price of the sum, ``Mw + q``, and the sizes of a weight and a force.
 
-    For non-negative weights the last is estimated by ``‖w‖_∞``, which is cheaper.
+    The sizes are ``‖w‖_∞`` and ``‖|M||w|‖_∞``, added to the given ones.
     """
     force, missing = problem.q, problem.total
     if on.held is not None:
@@ -125,25 +153,33 @@ def _newton_step(problem: StandardForm, on: Pieces, eliminate: bool) -> tuple[Te
         missing = None if missing is None else missing - ordered_sum(on.held)
     if on.slope is not None:
         force = force + on.slope
-    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, eliminate=eliminate)
+    small = problem.nonnegative and problem.equality  # the forces that count: see _without_common_force
+    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, refine=not small, eliminate=eliminate)
     w = w if on.held is None else on.held + w
+    price = torch.zeros_like(w[0]) if price is None else price
     products = problem.M * w
-    x = w - (ordered_sum(products, 1) + problem.q)
-    size = w.abs() if problem.nonnegative else ordered_sum(products.abs(), 1)
-    return w, x, torch.zeros_like(x[0]) if price is None else price, size.amax(0)
+    weight, force = sizes.unbind()
+    return (
+        w,
+        price,
+        ordered_sum(products, 1) + problem.q,
+        weight + w.abs().amax(0),
+        force + ordered_sum(products.abs(), 1).amax(0),
+    )
 
 
-def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, x: Tensor, price: Tensor) -> Tensor:
-    """``‖w − prox(x)‖_∞``, ``(B,)``; where the price is known, without looking for it again."""
+def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, price: Tensor, g: Tensor, step: Tensor) -> Tensor:
+    """``‖w − prox(w − γg)‖_∞``, ``(B,)``; where the price is known, without looking for it again."""
     if problem.total is not None and not problem.nonnegative:
-        return (w - prox(problem, x)).abs().amax(0)  # a vertex has no price of its own
-    residual = (w - shrink(problem, x - price, problem.l1)).abs().amax(0)
+        return (w - prox(problem, w - step * g, step)).abs().amax(0)  # a vertex has no price of its own
+    l1 = None if problem.l1 is None else step * problem.l1
+    residual = (w - shrink(problem, torch.addcmul(w, step, g + price, value=-1), l1)).abs().amax(0)
     if problem.total is None:
         return residual
     excess = ordered_sum(w) - problem.total
     if on.tight is None:
         return torch.maximum(residual, excess.abs())
-    return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -price), excess))
+    return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -step * price), excess))
 
 
 def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ threshold rule of Held, Wolfe and Crowder, 1974.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,38 +44,15 @@ class Pieces(NamedTuple):
     at_upper: Tensor | None
 
 
-def pieces(problem: StandardForm, x: Tensor, step: Tensor | None = None, slack: Tensor | None = None) -> Pieces:
+def pieces(problem: StandardForm, x: Tensor, step: Tensor | None = None) -> Pieces:
     """The linear pieces on which ``prox(x)`` lies.
 
     Args:
         problem: The problem; only its set and ``l1`` are used.
         x: ``(L, B)``.
         step: The steps ``γ``, positive, ``(L, B)``, or ``(B,)`` where all coordinates take the same; 1 if omitted.
-        slack: ``(B,)``, width of a tie: a coordinate so near to a threshold counts as held, and a budget as tight.
     """
-    l1 = problem.l1 if problem.l1 is None or step is None else problem.l1 * step
-    below, above, tight = _comparisons(problem, x, step, l1, slack)
-    at_lower = at_upper = held = slope = None
-    if problem.nonnegative:
-        at_lower = below(torch.zeros_like(x))
-        free = ~at_lower
-    else:
-        free = torch.ones_like(x, dtype=torch.bool)
-    if problem.lower is not None:
-        low = problem.lower
-        at_lower = below(low if l1 is None else low + torch.where(low >= 0, l1, -l1))
-        free = ~at_lower
-        held = low.masked_fill(free, 0.0)
-    if problem.upper is not None:
-        high = problem.upper
-        at_upper = above(high if l1 is None else high + torch.where(high <= 0, -l1, l1)) & free
-        free = free & ~at_upper
-        held = torch.where(at_upper, high, 0.0 if held is None else held)
-    if problem.l1 is not None and l1 is not None:
-        below_plus = below(l1)
-        free = free & ~(below_plus & above(-l1) & (l1 > 0))
-        slope = torch.where(below_plus, -problem.l1, problem.l1) * free
-    return Pieces(free, held, slope, tight, at_lower, at_upper)
+    return Thresholds(problem, x, step).pieces()
 
 
 def prox(problem: StandardForm, x: Tensor, step: Tensor | None = None) -> Tensor:
@@ -92,14 +68,19 @@ def prox(problem: StandardForm, x: Tensor, step: Tensor | None = None) -> Tensor
 
 def prox_on(problem: StandardForm, on: Pieces, x: Tensor, step: Tensor | None = None) -> Tensor:
     """``prox(x)`` where its pieces are known already."""
-    gamma = on.free.to(x.dtype) if step is None else step * on.free  # the steps of the free coordinates
-    z = x if on.slope is None else x - gamma * on.slope
-    z = z * on.free if on.held is None else torch.where(on.free, z, on.held)
+    rate = inside = on.free.to(x.dtype)  # how fast z falls with the price, up to a factor per item
+    if step is not None and step.ndim == 2:
+        rate = step * inside
+    z = x
+    if on.slope is not None:
+        z = z - (on.slope if step is None else step * on.slope)
+    z = z * inside if on.held is None else torch.where(on.free, z, on.held)
     if problem.total is not None:
-        per_price = ordered_sum(gamma)
-        per_price = per_price + (per_price == 0)  # without a free coordinate the price moves nothing
+        per_price = ordered_sum(rate)
+        if not (problem.nonnegative and problem.equality):
+            per_price = per_price + (per_price == 0)  # without a free coordinate the price moves nothing
         price = (ordered_sum(z) - problem.total) / per_price
-        z = z - gamma * (price if on.tight is None else price * on.tight)
+        z = torch.addcmul(z, rate, price if on.tight is None else price * on.tight, value=-1)
     return clamp(problem, z)  # rounding may leave a free coordinate an ulp outside
 
 
@@ -122,39 +103,83 @@ def leaving_prices(problem: StandardForm, w: Tensor, held: Tensor | None) -> tup
     return rises, falls
 
 
-def _comparisons(
-    problem: StandardForm, x: Tensor, step: Tensor | None, l1: Tensor | None, slack: Tensor | None
-) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor | None]:
-    """``below(θ)``: is ``z ≤ θ``; ``above(θ)``: is ``z ≥ θ``; and whether a budget is tight, for ``z = x − γν``."""
+class Thresholds:
+    """Where ``z = x − γν`` lies among the thresholds of its pieces.
 
-    def at_most(value: Tensor, bound: Tensor) -> Tensor:
-        return value <= (bound if slack is None else bound + slack)
+    The sums at the thresholds are the dear part and are taken once; the pieces can then be read off as often as wanted.
 
-    def at_least(value: Tensor, bound: Tensor) -> Tensor:
-        return value >= (bound if slack is None else bound - slack)
+    Args:
+        problem: The problem; only its set and ``l1`` are used.
+        x: ``(L, B)``.
+        step: As in `pieces`.
+    """
 
-    total = problem.total
-    if total is None:
-        return (lambda theta: at_most(x, theta)), (lambda theta: at_least(x, theta)), None
-    weights = step if step is not None and step.ndim == 2 else None
+    def __init__(self, problem: StandardForm, x: Tensor, step: Tensor | None = None) -> None:
+        self.problem, self.x = problem, x
+        self.l1 = l1 = problem.l1 if problem.l1 is None or step is None else problem.l1 * step
+        low, high = problem.lower, problem.upper
+        self.theta: dict[str, Tensor | None] = {"lower": None} if problem.nonnegative else {}  # None: all are 0
+        if low is not None:
+            self.theta["lower"] = low if l1 is None else low + torch.where(low >= 0, l1, -l1)
+        if high is not None:
+            self.theta["upper"] = high if l1 is None else high + torch.where(high <= 0, -l1, l1)
+        if l1 is not None:
+            self.theta |= {"kink from above": l1, "kink from below": -l1}
+        self.sums: dict[str, Tensor] = {}
+        self.spent: Tensor | None = None
+        if problem.total is not None:
+            with torch.no_grad():  # only compared
+                self._take_sums(step if step is not None and step.ndim == 2 else None)
 
-    with torch.no_grad():  # only compared
-        rates = 1.0 if weights is None else weights.unsqueeze(1) / weights
-        apart = x.unsqueeze(1) - (x if weights is None else rates * x)
+    def _take_sums(self, step: Tensor | None) -> None:
+        """``Σ S(x − γν)`` at the price that brings each coordinate to its threshold, and at the price 0 of a budget."""
+        problem, x = self.problem, self.x
+        rates = None if step is None else step.unsqueeze(1) / step
+        apart = x.unsqueeze(1) - (x if rates is None else rates * x)
+        for name, theta in self.theta.items():
+            z = apart if theta is None else apart + (theta if rates is None else rates * theta)
+            self.sums[name] = ordered_sum(shrink(problem, z, self.l1))
+        if not problem.equality:
+            self.spent = ordered_sum(shrink(problem, x, self.l1))
 
-    def sum_at(theta: Tensor) -> Tensor:
-        """``Σ S(x − γν)`` at the price that brings each coordinate to its ``θ``."""
-        with torch.no_grad():
-            return ordered_sum(shrink(problem, apart + rates * theta, l1))
+    def pieces(self, slack: Tensor | float = 0.0) -> Pieces:
+        """The linear pieces on which ``prox(x)`` lies.
 
-    if problem.equality:
-        return (lambda theta: at_least(sum_at(theta), total)), (lambda theta: at_most(sum_at(theta), total)), None
-    tight = at_least(ordered_sum(shrink(problem, x, l1)), total)
-    return (
-        lambda theta: torch.where(tight, at_least(sum_at(theta), total), at_most(x, theta)),
-        lambda theta: torch.where(tight, at_most(sum_at(theta), total), at_least(x, theta)),
-        tight,
-    )
+        Args:
+            slack: ``(B,)``, width of a tie: a coordinate so near to a threshold counts as held, and a budget as tight.
+        """
+        problem, l1 = self.problem, self.l1
+        tight = None if self.spent is None else self.spent >= problem.required_total - slack
+        at_lower = at_upper = held = slope = None
+        free = self._inside("lower", slack, tight) if "lower" in self.theta else self.x == self.x  # not NaN
+        if problem.lower is not None:
+            at_lower = ~free
+            held = problem.lower.masked_fill(free, 0.0)
+        if problem.upper is not None:
+            at_upper = free & ~self._inside("upper", slack, tight, side=-1)
+            free = free & ~at_upper
+            held = torch.where(at_upper, problem.upper, 0.0 if held is None else held)
+        if problem.l1 is not None and l1 is not None:
+            positive = self._inside("kink from above", slack, tight)
+            negative = self._inside("kink from below", slack, tight, side=-1)
+            free = free & (positive | negative | (l1 == 0))
+            slope = torch.where(positive, problem.l1, -problem.l1) * free
+        return Pieces(free, held, slope, tight, at_lower, at_upper)
+
+    def _inside(self, name: str, slack: Tensor | float, tight: Tensor | None, side: int = 1) -> Tensor:
+        """Whether ``z`` is above its threshold (side 1) or below it (side −1) by more than ``slack``; not if NaN."""
+        total = self.problem.total
+        shared = alone = self.x
+        if total is not None:
+            sums = self.sums[name]
+            shared = sums < total - slack if side > 0 else sums > total + slack
+        if total is None or tight is not None:
+            theta = self.theta[name]
+            edge = side * slack if theta is None else theta + side * slack
+            alone = self.x > edge if side > 0 else self.x < edge
+        if total is None:
+            return alone
+        return shared if tight is None else torch.where(tight, shared, alone)
 
 
 def shrink(problem: StandardForm, z: Tensor, threshold: Tensor | None) -> Tensor:

@@ -144,15 +144,14 @@ TENSORS = tuple(f.name for f in fields(StandardForm) if f.name not in ("nonnegat
 """The names of the fields that hold tensors, in order."""
 
 
-def is_tracing(problem: StandardForm) -> bool:
+def is_tracing(data: StandardForm | Tensor) -> bool:
     """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
     if torch.compiler.is_compiling():
         return True
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     if functorch.peek_interpreter_stack() is None:
         return False
-    for name in TENSORS:
-        tensor = getattr(problem, name)
+    for tensor in [data] if isinstance(data, Tensor) else [getattr(data, name) for name in TENSORS]:
         while isinstance(tensor, Tensor) and functorch.is_functorch_wrapped_tensor(tensor):
             if functorch.is_batchedtensor(tensor):
                 return True
