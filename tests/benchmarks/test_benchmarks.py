@@ -11,7 +11,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not part of the installed packages
 
-from benchmarks import table  # noqa: E402
+from benchmarks import layers, layers_table, table  # noqa: E402
+from benchmarks.layer_peers import LAYERS, LayerContender, published  # noqa: E402
 from benchmarks.peers import CONTENDERS, OURS, AutogradSolver, Contender  # noqa: E402
 from benchmarks.reference import (  # noqa: E402
     Problems,
@@ -175,3 +176,88 @@ def test_table_shows_ratios_and_says_what_is_missing():
     assert table.replace(table.replace(page, "first"), "second") == f"a\n{table.BEGIN}\nsecond\n{table.END}\nb"
     with pytest.raises(ValueError, match="once each"):
         table.replace("no markers", "table")
+
+
+HASTE = layers.Settings(threads=1, clock="cpu", repeats=3, budget=30.0, seed=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("contender", LAYERS, ids=lambda contender: contender.name)
+def test_every_layer_maps_a_sequence_to_one_and_a_causal_one_reads_no_future(contender, causal):
+    if reason := contender.missing(causal):
+        pytest.skip(reason)
+    layer = contender.build(512, causal).double()
+    x = torch.randn(1, 512, 256, dtype=torch.float64)
+    with torch.no_grad():
+        y, changed = layer(x), layer(torch.cat([x[:, :300], torch.randn_like(x[:, 300:])], dim=1))
+    assert y.shape == x.shape
+    moved = (y - changed)[:, :300].abs().max()
+    assert (moved < 1e-12) if causal else (moved > 1e-9)  # solved to 1e-9; batches of other items round differently
+
+
+def test_the_two_ways_to_write_attention_are_one_function():
+    fused, written = (contender.build(9, True) for contender in LAYERS[:2])
+    written.load_state_dict(fused.state_dict())
+    x = torch.randn(2, 9, 256)
+    torch.testing.assert_close(fused(x), written(x), atol=1e-5, rtol=0)
+
+
+def test_memory_is_what_was_given_out_at_once():
+    def call():
+        kept = [torch.empty(1_000_000)]
+        for _ in range(3):
+            kept.clear()
+            kept.append(torch.empty(1_000_000))
+        torch.empty(500_000)
+
+    assert layers.peak_memory(call) == pytest.approx(6.0, abs=0.1)  # of float32
+
+
+def test_layers_run_goes_on_where_it_stopped_and_makes_its_table(tmp_path):
+    output = tmp_path / "layers.json"
+    run = ("benchmarks.layers", "--repeats", "2", "--threads", "1", "--clock", "cpu", "--output", str(output))
+    run += ("--contenders", "sdpa,maha-r4-shared,attention-r4")
+    first = command(*run, "--lengths", "64", "--modes", "causal")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "give --published" in first.stdout
+    cells = json.loads(output.read_text())["cells"]
+    entry = cells[0]["contenders"]["maha-r4-shared"]
+    assert entry["rounds"] == 2
+    assert entry["forward_ms"]["median"] > 0
+    assert entry["total_mb"] > entry["forward_mb"] > 0
+    assert cells[0]["contenders"]["sdpa"]["total_ratio"]["median"] == 1
+    second = command(*run, "--lengths", "64,65")
+    assert second.stdout.count("already there") == 1
+    cells = json.loads(output.read_text())["cells"]
+    assert [(cell["mode"], cell["n"]) for cell in cells] == [
+        (mode, n) for mode in ("bidirectional", "causal") for n in (64, 65)
+    ]
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{layers_table.BEGIN}\nold\n{layers_table.END}\nafter\n")
+    written = command("benchmarks.layers_table", "--results", str(output), "--write", str(page))
+    assert written.returncode == 0, written.stdout + written.stderr
+    text = page.read_text()
+    assert "old" not in text
+    assert "**All lengths, causal**" in text
+    assert str(ROOT) not in text + output.read_text()
+
+
+def test_layers_that_fail_or_cannot_run_are_reported_in_words(tmp_path):
+    def fail(n, causal):
+        raise ZeroDivisionError("no such thing")
+
+    contenders = [
+        LAYERS[0],
+        LayerContender("failing", "", fail),
+        LayerContender("absent", "", fail, module="no_such_package", install="pip install it"),
+        LayerContender("one-sided", "", fail, modes=("bidirectional",)),
+        LayerContender("vast", "", fail, scores=10**12),
+    ]
+    entries = layers.run_cell(32, True, contenders, HASTE)["contenders"]
+    assert entries["failing"] == {"not_run": "failed with ZeroDivisionError: no such thing"}
+    assert entries["absent"] == {"not_run": "no_such_package is not installed: pip install it"}
+    assert entries["one-sided"] == {"not_run": "it cannot be causal"}
+    assert "GB of memory" in entries["vast"]["not_run"]
+    assert entries["sdpa"]["rounds"] >= 1
+    with pytest.raises(FileNotFoundError, match="no checkout of MAHA"):
+        published(tmp_path)
