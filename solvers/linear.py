@@ -47,7 +47,7 @@ def solve_pieces(
     tight: Tensor | None = None,
     *,
     shift: float = 0.0,
-    refine: bool = True,
+    easy: bool = False,
     pivoting: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
@@ -60,7 +60,8 @@ def solve_pieces(
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
         shift: ``σ ≥ 0``: with a sum, solves with ``M + σ11ᵀ`` and ``rhs + σ total``, which has the same solution, more
             accurately where ``M_FF`` is nearly singular along ``1`` and less so where it is badly scaled.
-        refine: Whether to take the price in two steps, so that the sum is exact where ``rhs`` is large.
+        easy: Whether every ``F`` is known to have a member and ``rhs`` not to be large, so that the price need not be
+            taken in two steps for the sum to be exact.
         pivoting: As in `solve_linear`.
 
     Returns:
@@ -74,7 +75,8 @@ def solve_pieces(
         M, rhs = M + sigma, rhs + sigma * total
     x, per_price = solve_linear(_restricted(M, inside), torch.stack((rhs * inside, inside)), pivoting=pivoting).unbind()
     sum_per_price = per_price.sum(0)
-    sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
+    if not easy:
+        sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
 
     def without_excess(x: Tensor) -> tuple[Tensor, Tensor]:
         price = (x.sum(0) - total) / sum_per_price
@@ -82,7 +84,7 @@ def solve_pieces(
         return torch.addcmul(x, per_price, price, value=-1), price
 
     x, price = without_excess(x)
-    if refine:  # take what rounding left of the sum
+    if not easy:  # take what rounding left of the sum
         x, more = without_excess(x)
         price = price + more
     return x, price
