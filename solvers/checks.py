@@ -57,6 +57,8 @@ def looks_sound(problem: StandardForm, fixed_set: bool) -> bool:
     """
     if not math.isfinite(float(problem.M.sum() + problem.q.sum())):  # NaN and Inf survive a sum
         return False
+    if fixed_set and problem.l1 is None and problem.linear_l1 is None:
+        return True
     sound = torch.ones((), dtype=torch.bool, device=problem.q.device)
     for l1 in (problem.l1, problem.linear_l1):
         if l1 is not None:

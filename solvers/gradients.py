@@ -64,7 +64,7 @@ class _Implicit(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = cotangents
         w, M, free, tight, at_lower, at_upper = ctx.saved_tensors
-        w = torch.where(w.isnan(), 0.0, w)
+        w = w.nan_to_num()
         y, price = solve_pieces(M.transpose(0, 1), free, g, 0.0 if ctx.has_total else None, tight)
         dq = -y
         dM = dq.unsqueeze(1) * w if ctx.needs_input_grad[1] else None

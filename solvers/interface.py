@@ -108,8 +108,12 @@ def solve(
     if tol is None:
         tol = max(DEFAULT_TOLERANCE[standard.q.dtype], getattr(method, "accuracy", 0.0))
     batch_shape = list(problem.batch_shape)
-    good = inspect(standard, problem.feasible.is_fixed, batch_shape, on_failure, check_monotone)
-    healthy = _replace_faulty(standard, good)
+    data = standard.detach()
+    good = inspect(data, problem.feasible.is_fixed, batch_shape, on_failure, check_monotone)
+    healthy = standard
+    if good is not None:
+        healthy = _replace_faulty(standard, good)
+        data = healthy.detach()
     if gradient == "unrolled" or "own" in method.gradients:
         if is_tracing(standard) and method.to_tolerance:
             raise RuntimeError(
@@ -118,16 +122,16 @@ def solve(
             )
         w, iterations = method(healthy, tol, max_iter)
     else:
-        w, iterations = run(healthy, solver, options, tol, max_iter)
+        w, iterations = run(data, solver, options, tol, max_iter)
         if gradient == "one_step":
             w = cast(Differentiable, method).one_step(healthy, w)
     with torch.no_grad():
-        found = natural_map(healthy.detach(), w.detach(), tol)
+        found = natural_map(data, w.detach(), tol)
     if gradient == "implicit" and "implicit" in method.gradients:
         w = attach_implicit_gradient(healthy, w, found.on)
     residual, tolerance = found.residual, found.tolerance
     converged = judge(residual, tolerance, tol, batch_shape, on_failure if method.to_tolerance else "ignore")
-    if healthy is not standard:
+    if good is not None:
         w, residual, converged = (
             torch.where(good, w, torch.nan),
             torch.where(good, residual, torch.nan),
@@ -154,8 +158,6 @@ def _check_gradient(name: str, method: Solver, gradient: str) -> None:
 
 def _replace_faulty(problem: StandardForm, good: Tensor) -> StandardForm:
     """The problem with every faulty item replaced by a trivial one, so that it cannot spoil its neighbours."""
-    if not is_tracing(problem) and bool(good.all()):
-        return problem
     eye = torch.eye(problem.size, dtype=problem.q.dtype, device=problem.q.device).unsqueeze(-1)
     trivial = {"M": eye, "q": 0.0, "lower": 0.0, "upper": torch.inf, "l1": 0.0, "total": 1.0, "exists": True}
     present = {name: value for name, value in trivial.items() if getattr(problem, name) is not None}

@@ -53,7 +53,7 @@ def solve_pieces(
     tight: Tensor | None = None,
     *,
     shift: float = 0.0,
-    refine: bool = True,
+    easy: bool = False,
     eliminate: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Solves ``M_FF x_F + ν 1 = rhs_F``, ``1ᵀ x_F = total``, with ``x = 0`` off ``F``.
@@ -66,7 +66,8 @@ def solve_pieces(
         tight: ``(B,)`` bool, where ``ν`` and the second equation exist; everywhere if omitted.
         shift: ``σ ≥ 0``: with a sum, solves with ``M + σ11ᵀ`` and ``rhs + σ total``, which has the same solution, more
             accurately where ``M_FF`` is nearly singular along ``1`` and less so where it is badly scaled.
-        refine: Whether to take the price in two steps, so that the sum is exact where ``rhs`` is large.
+        easy: Whether every ``F`` is known to have a member and ``rhs`` not to be large, so that the price need not be
+            taken in two steps for the sum to be exact.
         eliminate: As in `solve_linear`.
 
     Returns:
@@ -82,7 +83,8 @@ def solve_pieces(
         _restricted(M, inside), torch.stack((rhs * inside, inside)), eliminate=eliminate
     ).unbind()
     sum_per_price = ordered_sum(per_price)
-    sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
+    if not easy:
+        sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price
 
     def without_excess(x: Tensor) -> tuple[Tensor, Tensor]:
         price = (ordered_sum(x) - total) / sum_per_price
@@ -90,7 +92,7 @@ def solve_pieces(
         return torch.addcmul(x, per_price, price, value=-1), price
 
     x, price = without_excess(x)
-    if refine:  # take what rounding left of the sum
+    if not easy:  # take what rounding left of the sum
         x, more = without_excess(x)
         price = price + more
     return x, price

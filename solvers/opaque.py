@@ -28,12 +28,14 @@ class ConvergenceError(RuntimeError):
 
 def inspect(
     problem: StandardForm, fixed_set: bool, batch_shape: list[int], on_failure: str, check_monotone: bool
-) -> Tensor:
-    """Which items have sound data, ``(B,)`` bool; raises or warns about the others.
+) -> Tensor | None:
+    """Which items have sound data, ``(B,)`` bool, or ``None`` for all; raises or warns about the others.
 
     ``fixed_set`` says that the set is known to be sound.
     """
-    return _call(_inspect, problem, fixed_set, batch_shape, on_failure, check_monotone)
+    if not check_monotone and not is_tracing(problem) and looks_sound(problem, fixed_set):
+        return None
+    return _call(_inspect, problem, batch_shape, on_failure, check_monotone)
 
 
 def run(
@@ -86,14 +88,11 @@ def _inspect(
     nonnegative: bool,
     equality: bool,
     symmetric: bool | None,
-    fixed_set: bool,
     batch_shape: list[int],
     on_failure: str,
     check_monotone: bool,
 ) -> Tensor:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
-    if not check_monotone and looks_sound(problem, fixed_set):
-        return torch.ones_like(q[0], dtype=torch.bool)
     faults = find_faults(problem, monotone=check_monotone)
     bad = torch.stack([items for _, items in faults]).any(0)
     if bool(bad.any()):

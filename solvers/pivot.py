@@ -96,9 +96,10 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations = problem.q, torch.ones_like(active)
     rounding = 32 * torch.finfo(problem.q.dtype).eps
-    step, sizes, on = _start(problem)
+    x, step, sizes = _start(problem)
     eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
     for k in range(max_pivots):
+        on = pieces(problem, x, step)
         w, price, g, weight, force = _newton_step(problem, on, sizes, eliminate)
         solved = _step_residual(problem, on, w, price, g, weight / force) <= rounding * weight  # False for NaN
         if k == 0:
@@ -107,24 +108,24 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
             final.index_copy_(1, active, w)
             iterations[active] = k + 1
         rest = (~solved).nonzero().squeeze(1)
-        left = active.index_select(0, rest)
-        if left.numel() == 0 or k + 1 == max_pivots:
-            return clamp(everyone, final).add_(0.0), iterations, left, price.index_select(0, rest)  # no -0.0
+        active, price = active.index_select(0, rest), price.index_select(0, rest)
+        if rest.numel() == 0:
+            break
         x = torch.addcmul(w, step, g, value=-1)
-        if left.numel() < active.numel():
-            active, problem = left, problem.select(rest)
+        if rest.numel() < solved.numel():
+            problem = problem.select(rest)
             x, step, sizes = (data.index_select(-1, rest) for data in (x, step, sizes))
-        on = pieces(problem, x, step)
-    raise AssertionError("max_pivots is at least 1")
+        if k == 0:
+            x = _descend(problem, x, step, 2)
+    return clamp(everyone, final).add_(0.0), iterations, active, price  # no -0.0
 
 
-def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Pieces]:
-    """The step ``γ`` of the natural map, ``(B,)``, sizes of a weight and a force, ``(2, B)``, and the first pieces.
+def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Tensor]:
+    """Where to read the first pieces off, the step ``γ``, and sizes of a weight and a force: (L, B), (B,), (2, B).
 
     ``1/γ`` is the mean eigenvalue of ``M`` along the set (or 1 % of ``max |M_ij|``, if that is more). Along a fixed
     sum the direction ``1`` is left out of it, ``(tr M − 1ᵀM1 / L) / (L − 1)``: where scales are much alike, that
-    direction has most of the trace and none of the curvature that matters. The pieces are guessed by two projected
-    gradient steps from equal shares of the sum.
+    direction has most of the trace and none of the curvature that matters.
     """
     L = problem.size
     largest, magnitude = problem.M.abs().amax((0, 1)), problem.q.abs().amax(0)
@@ -134,12 +135,23 @@ def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Pieces]:
         mean = trace / L
     else:
         rows = ordered_sum(problem.M, 1)
-        mean = (trace - ordered_sum(rows) / L) / (L - 1)
-        force = torch.addcmul(force, rows, problem.total / L)
+        mean = torch.sub(trace, ordered_sum(rows), alpha=1 / L) / (L - 1)
+        force = torch.addcmul(force, rows, problem.total / L)  # where everyone has total / L
     step = torch.maximum(mean, 0.01 * largest).reciprocal()
-    w = prox(problem, -step * force, step)
-    on = pieces(problem, torch.addcmul(w, step, problem.operator(w), value=-1), step)
-    return step, torch.stack((magnitude / largest, magnitude)) + torch.finfo(step.dtype).tiny, on
+    x = _descend(problem, -step * force, step, 1)
+    return x, step, torch.stack((magnitude / largest, magnitude)) + torch.finfo(step.dtype).tiny
+
+
+def _descend(problem: StandardForm, x: Tensor, step: Tensor, times: int) -> Tensor:
+    """The point ``x = w − γ(Mw + q)`` after some steps ``w ← prox(x)`` of the projected gradient method.
+
+    They cost little and bring Newton's method near enough: two after its first step halve those who need a third.
+    Between all of its steps they could make it cycle.
+    """
+    for _ in range(times):
+        w = prox(problem, x, step)
+        x = torch.addcmul(w, step, problem.operator(w), value=-1)
+    return x
 
 
 def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bool) -> tuple[Tensor, ...]:
@@ -153,8 +165,8 @@ def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bo
         missing = None if missing is None else missing - ordered_sum(on.held)
     if on.slope is not None:
         force = force + on.slope
-    small = problem.nonnegative and problem.equality  # the forces that count: see _without_common_force
-    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, refine=not small, eliminate=eliminate)
+    simplex = problem.nonnegative and problem.equality  # forces are small, see _without_common_force, and one is free
+    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, easy=simplex, eliminate=eliminate)
     w = w if on.held is None else on.held + w
     price = torch.zeros_like(w[0]) if price is None else price
     products = problem.M * w

@@ -142,14 +142,14 @@ class Thresholds:
         if not problem.equality:
             self.spent = ordered_sum(shrink(problem, x, self.l1))
 
-    def pieces(self, slack: Tensor | float = 0.0) -> Pieces:
+    def pieces(self, slack: Tensor | None = None) -> Pieces:
         """The linear pieces on which ``prox(x)`` lies.
 
         Args:
             slack: ``(B,)``, width of a tie: a coordinate so near to a threshold counts as held, and a budget as tight.
         """
         problem, l1 = self.problem, self.l1
-        tight = None if self.spent is None else self.spent >= problem.required_total - slack
+        tight = None if self.spent is None else self.spent >= _moved(problem.required_total, slack, -1)
         at_lower = at_upper = held = slope = None
         free = self._inside("lower", slack, tight) if "lower" in self.theta else self.x == self.x  # not NaN
         if problem.lower is not None:
@@ -166,20 +166,24 @@ class Thresholds:
             slope = torch.where(positive, problem.l1, -problem.l1) * free
         return Pieces(free, held, slope, tight, at_lower, at_upper)
 
-    def _inside(self, name: str, slack: Tensor | float, tight: Tensor | None, side: int = 1) -> Tensor:
+    def _inside(self, name: str, slack: Tensor | None, tight: Tensor | None, side: int = 1) -> Tensor:
         """Whether ``z`` is above its threshold (side 1) or below it (side −1) by more than ``slack``; not if NaN."""
         total = self.problem.total
         shared = alone = self.x
         if total is not None:
-            sums = self.sums[name]
-            shared = sums < total - slack if side > 0 else sums > total + slack
+            sums, limit = self.sums[name], _moved(total, slack, -side)
+            shared = sums < limit if side > 0 else sums > limit
         if total is None or tight is not None:
             theta = self.theta[name]
-            edge = side * slack if theta is None else theta + side * slack
+            edge = _moved(torch.zeros_like(self.x[0]) if theta is None else theta, slack, side)
             alone = self.x > edge if side > 0 else self.x < edge
         if total is None:
             return alone
         return shared if tight is None else torch.where(tight, shared, alone)
+
+
+def _moved(x: Tensor, slack: Tensor | None, side: int) -> Tensor:
+    return x if slack is None else torch.add(x, slack, alpha=side)
 
 
 def shrink(problem: StandardForm, z: Tensor, threshold: Tensor | None) -> Tensor:
