@@ -79,9 +79,8 @@ def solve_pieces(
     if shift:
         sigma = shift if tight is None else shift * tight
         M, rhs = M + sigma, rhs + sigma * total
-    x, per_price = solve_linear(
-        _restricted(M, inside), torch.stack((rhs * inside, inside)), eliminate=eliminate
-    ).unbind()
+    b = torch.stack((rhs * inside, inside))
+    x, per_price = solve_linear(_restricted(M, inside), b, eliminate=eliminate).unbind()
     sum_per_price = ordered_sum(per_price)
     if not easy:
         sum_per_price = sum_per_price + (sum_per_price == 0)  # without a free coordinate x = 0 at any price

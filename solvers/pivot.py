@@ -94,7 +94,7 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     """Newton steps on the whole batch: weights, number of steps, the items left and their prices of the sum."""
     everyone = problem
     active = torch.arange(problem.batch, device=problem.q.device)
-    final, iterations = problem.q, torch.ones_like(active)
+    final, iterations, price = problem.q, torch.ones_like(active), problem.q[0]
     rounding = 32 * torch.finfo(problem.q.dtype).eps
     x, step, sizes = _start(problem)
     eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
@@ -171,13 +171,8 @@ def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bo
     price = torch.zeros_like(w[0]) if price is None else price
     products = problem.M * w
     weight, force = sizes.unbind()
-    return (
-        w,
-        price,
-        ordered_sum(products, 1) + problem.q,
-        weight + w.abs().amax(0),
-        force + ordered_sum(products.abs(), 1).amax(0),
-    )
+    weight, force = weight + w.abs().amax(0), force + ordered_sum(products.abs(), 1).amax(0)
+    return w, price, ordered_sum(products, 1) + problem.q, weight, force
 
 
 def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, price: Tensor, g: Tensor, step: Tensor) -> Tensor:
