@@ -3,9 +3,9 @@
 import pytest
 import torch
 from problems import SETS, random_case
-from solvers.sums import ordered_sum
 
 from solvers import AffineVI, Simplex, available_solvers, solve
+from solvers.sums import ordered_sum
 
 ONE_AT_A_TIME = ("cvxpylayers", "scipy")
 
