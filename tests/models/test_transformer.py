@@ -51,9 +51,9 @@ def test_tokens_from_p_on_change_no_bit_before_p(variant):
 def test_no_solver_tells_a_token_of_those_after_it(solver, strategy, granularity):
     feasible = HEURISTIC_SETS.get(solver, "simplex" if strategy == "convex" else "box")
     model = build(aggregation_strategy=strategy, granularity=granularity, feasible=feasible, num_scales=3)
-    model.set_solver(solver, on_failure="ignore")
     slow = solver in ("cvxpylayers", "scipy")  # one problem at a time
-    for n in [6] if slow else [5, 17, 70]:
+    model.set_solver(solver, on_failure="ignore", **({} if slow else {"max_iter": 100}))
+    for n in [6] if slow else [5, 17]:
         assert_no_leak(hidden(model), n, VOCAB, positions=[n // 2] if slow else range(n))
 
 
@@ -74,7 +74,8 @@ def test_the_gradient_of_what_comes_before_p_is_zero_from_p_on(variant):
 @variants
 def test_a_prefix_alone_gives_what_it_gives_in_a_longer_sequence(variant):
     model = build(variant).double()
-    assert_prefix_stable(hidden(model), random_ids(2, 70, VOCAB), atol=1e-9, rtol=1e-9)  # solved to 1e-9
+    prefixes = [1, 2, 3, 4, 7, 8, 9, 12, 16, 17, 27, 31, 48, 69]
+    assert_prefix_stable(hidden(model), random_ids(2, 70, VOCAB), prefixes, atol=1e-9, rtol=1e-9)  # solved to 1e-9
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "head"])
@@ -84,7 +85,10 @@ def test_granularities_that_would_leak_are_refused_in_words(granularity):
     build(granularity=granularity, causal=False)
 
 
-@pytest.mark.parametrize("variant", ["default", "nash", "fine queries", "shared projections, per head"])
+@pytest.mark.parametrize(
+    "variant",
+    ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in ("default",))],
+)
 def test_no_causal_model_predicts_random_tokens_better_than_the_entropy(variant):
     torch.manual_seed(0)
     model = CausalLanguageModel(build(variant)).train()
@@ -144,7 +148,7 @@ def test_a_row_of_padding_alone_spoils_nothing(causal):
 def test_the_cached_step_is_the_full_pass_for_every_split_of_the_prompt(variant):
     model = build(variant)
     language = CausalLanguageModel(model)
-    for length in (1, 2, 3, 7, 8, 9, 20):
+    for length in (1, 7, 8, 20):
         assert_cached_equals_full(language, lambda ids: language(ids).logits, [length], 48, VOCAB)
 
 
@@ -157,12 +161,12 @@ def test_the_cached_step_is_the_full_pass_for_prompts_of_different_lengths(varia
 
 def test_a_long_text_step_by_step_is_the_full_pass_and_the_state_does_not_grow():
     model = build(max_len=2000)
-    ids = random_ids(1, 700, VOCAB)
+    ids = random_ids(1, 300, VOCAB)
     with torch.no_grad():
         expected, _ = model(ids)
     _, state = model.prefill(ids[:, :3])
     sizes = [x.shape for x in _tensors(state)]
-    for t in range(3, 700):
+    for t in range(3, 300):
         torch.testing.assert_close(model.step(ids[:, t], state), expected[:, t], atol=1e-5, rtol=0)
     assert [x.shape for x in _tensors(state)] == sizes
     assert sum(x.numel() for x in _tensors(state)) < 2 * 16 * 3 * (4 * 9 + 16)  # layers, channels, scales, windows
@@ -283,7 +287,7 @@ def test_gradient_checkpointing_changes_no_gradient(causal):
         torch.testing.assert_close(plain, recomputed)
 
 
-@pytest.mark.parametrize("variant", ["default", "nash"])
+@pytest.mark.parametrize("variant", ["default", pytest.param("nash", marks=pytest.mark.slow)])
 def test_a_compiled_training_step_gives_eagers_numbers(variant):
     results = []
     for compiled in (False, True):
