@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.layers import DEFAULT_OUTPUT
-from benchmarks.table import figure, replace
+from benchmarks.table import figure, publish
 
 BEGIN, END = "<!-- benchmark:layers -->", "<!-- /benchmark:layers -->"
 TORCH = "sdpa"
@@ -124,18 +123,7 @@ def main(
     write: Annotated[Path | None, typer.Option(help="A page with the two markers; printed if not given.")] = None,
 ) -> None:
     """Prints the benchmark's table, or writes it into a page."""
-    if not results.exists():
-        raise typer.BadParameter(f"there is no {results.name} yet: run python -m benchmarks.layers first.")
-    table = markdown(json.loads(results.read_text(encoding="utf-8")))
-    if write is None:
-        typer.echo(table)
-        return
-    try:
-        page = replace(write.read_text(encoding="utf-8"), table, BEGIN, END)
-    except ValueError as error:
-        raise typer.BadParameter(f"{write.name}: {error}.") from error
-    write.write_text(page, encoding="utf-8")
-    typer.echo(f"wrote the table into {write}")
+    publish(results, write, markdown, BEGIN, END, "benchmarks.layers")
 
 
 if __name__ == "__main__":

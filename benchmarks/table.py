@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,14 +124,33 @@ def main(
     write: Annotated[Path | None, typer.Option(help="A page with the two markers; printed if not given.")] = None,
 ) -> None:
     """Prints the benchmark's table, or writes it into a page."""
+    publish(results, write, markdown, BEGIN, END, "benchmarks.solvers")
+
+
+def publish(
+    results: Path, write: Path | None, make: Callable[[dict[str, Any]], str], begin: str, end: str, benchmark: str
+) -> None:
+    """Prints the table of a results file, or writes it between the markers of a page.
+
+    Args:
+        results: the file.
+        write: the page; None: print.
+        make: the table of what the file holds.
+        begin: the marker before the table.
+        end: the marker behind it.
+        benchmark: what writes the file.
+
+    Raises:
+        typer.BadParameter: if there is no such file, or the page has not the markers.
+    """
     if not results.exists():
-        raise typer.BadParameter(f"there is no {results.name} yet: run python -m benchmarks.solvers first.")
-    table = markdown(json.loads(results.read_text(encoding="utf-8")))
+        raise typer.BadParameter(f"there is no {results.name} yet: run python -m {benchmark} first.")
+    table = make(json.loads(results.read_text(encoding="utf-8")))
     if write is None:
         typer.echo(table)
         return
     try:
-        page = replace(write.read_text(encoding="utf-8"), table)
+        page = replace(write.read_text(encoding="utf-8"), table, begin, end)
     except ValueError as error:
         raise typer.BadParameter(f"{write.name}: {error}.") from error
     write.write_text(page, encoding="utf-8")

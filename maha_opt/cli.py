@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -117,36 +119,28 @@ def compare(
     from maha_opt.interrupts import prompt_interrupts
 
     console, errors = Console(), Console(stderr=True)
-    try:
-        with prompt_interrupts():
-            from maha_opt.cli_compare import Request, run
+    with _words_for_errors(errors), prompt_interrupts():
+        from maha_opt.cli_compare import Request, run
 
-            request = Request(
-                text=text,
-                solvers=solvers,
-                seeds=seeds,
-                scales=scales,
-                problems=problems,
-                reference=reference,
-                unroll=unroll,
-                max_iter=max_iter,
-                convex_set=convex_set.value,
-                nash_set=nash_set.value,
-                ridge=ridge,
-                price=price,
-                device=device,
-                dtype=dtype.value,
-                threads=threads,
-                output=output,
-            )
-            code = run(request, console, errors)
-    except KeyboardInterrupt:
-        errors.print("Interrupted.")
-        code = INTERRUPTED
-    except Exception as error:
-        errors.print(f"[red]Error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
-        code = 1
-    raise typer.Exit(code)
+        request = Request(
+            text=text,
+            solvers=solvers,
+            seeds=seeds,
+            scales=scales,
+            problems=problems,
+            reference=reference,
+            unroll=unroll,
+            max_iter=max_iter,
+            convex_set=convex_set.value,
+            nash_set=nash_set.value,
+            ridge=ridge,
+            price=price,
+            device=device,
+            dtype=dtype.value,
+            threads=threads,
+            output=output,
+        )
+        raise typer.Exit(run(request, console, errors))
 
 
 class Queries(str, Enum):
@@ -189,7 +183,7 @@ def flops(
     and for a transformer of 7 billion parameters. Prints tables, and writes them as CSV and JSON if you name a folder.
     """
     console, errors = Console(), Console(stderr=True)
-    try:
+    with _words_for_errors(errors):
         from maha_opt.cli_flops import Request, run
 
         request = Request(
@@ -205,14 +199,22 @@ def flops(
             causal=causal,
             output=output,
         )
-        code = run(request, console, errors)
+        raise typer.Exit(run(request, console, errors))
+
+
+@contextmanager
+def _words_for_errors(errors: Console) -> Iterator[None]:
+    """Ends the command with an exit code and one line of words where it is interrupted or fails."""
+    try:
+        yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         errors.print("Interrupted.")
-        code = INTERRUPTED
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         errors.print(f"[red]Error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
-        code = 1
-    raise typer.Exit(code)
+        raise typer.Exit(1) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -218,21 +218,21 @@ class MultiscaleAttention(nn.Module):
         """
         r, taps = self.decomposition.compression_ratio, self.decomposition.kernel_size
         answers, held = [], []
-        state = AttentionState(lengths=lengths.clone(), children=[], keys=[], values=[], answers=x[:, 0])
+        children, kept_keys, kept_values = [], [], []
         for scale, (cells, queries, keys, values) in enumerate(self._scales(x, lengths)):
             count, window = lengths // r**scale, self._window(scale)
-            slots = max(max_len // r**scale, 1) if window is None else min(window, max(max_len // r**scale, 1))
+            most = max(max_len // r**scale, 1)
+            slots = most if window is None else min(window, most)
             # In slot s stands the last cell j < count with j mod slots = s.
             last = count[:, None] - 1
             cell = last - (last - torch.arange(slots, device=x.device)) % slots
-            state.keys.append(columns_at(keys, cell))
-            state.values.append(columns_at(values, cell))
+            kept_keys.append(columns_at(keys, cell))
+            kept_values.append(columns_at(values, cell))
             if scale + 1 < self.num_scales:
-                state.children.append(torch.stack([last_columns(stream, count, taps) for stream in cells], 1))
+                children.append(torch.stack([last_columns(stream, count, taps) for stream in cells], 1))
             answers.append(self._attend(scale, queries, keys, values, lengths))
             held.append(last_columns(answers[-1], lengths if self.query_resolution == "fine" else count, 1)[:, 0])
-        state.answers = torch.stack(held, 1)
-        return answers, state
+        return answers, AttentionState(lengths.clone(), children, kept_keys, kept_values, torch.stack(held, 1))
 
     def step(self, x: Tensor, state: AttentionState, real: Tensor) -> tuple[Tensor, Tensor]:
         """One more token for each row, in O(window): what `forward` says of it.

@@ -187,7 +187,7 @@ class MAHABlock(nn.Module):
             mask: (batch, n) bool, True where the token is real; None: all are. Padding may stand anywhere.
             lengths: (batch,) integer, in place of `mask`, where the real tokens of every row stand in front.
             memory: (batch, m, d_model), what a block with `cross_attention` attends to.
-            memory_mask: (batch, m) bool, True where the memory is real; None: everywhere.
+            memory_mask: (batch, m) bool or 0/1, True where the memory is real; None: everywhere.
 
         Returns:
             As `x`, meaningless at padding; and the auxiliary loss of the aggregation, a scalar.

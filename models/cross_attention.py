@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from models.columns import as_mask
+
 __all__ = ["CrossAttention", "Memory"]
 
 
@@ -51,9 +53,14 @@ class CrossAttention(nn.Module):
 
         Args:
             memory: (batch, m, d_model), m ≥ 1.
-            mask: (batch, m) bool, True where it is real; None: everywhere. A row without any sees all of it.
+            mask: (batch, m) bool or 0/1, True where it is real; None: everywhere. A row without any sees all of it.
+
+        Raises:
+            TypeError: the mask is neither boolean nor integer.
+            ValueError: it has another shape.
         """
         if mask is not None:
+            mask = as_mask("memory_mask", mask, memory.shape[:2])
             mask = (mask | ~mask.any(dim=1, keepdim=True))[:, None, None]
         return Memory(self._heads(self.key(memory)), self._heads(self.value(memory)), mask)
 

@@ -150,8 +150,6 @@ class MAHATransformer(nn.Module):
             TypeError: an argument has the wrong type.
         """
         packing, lengths, h = self._embedded(x, mask)
-        if memory is not None and memory_mask is not None:
-            memory_mask = as_mask("memory_mask", memory_mask, memory.shape[:2])
         objectives = []
         for layer in self.layers:
             block = partial(layer, lengths=lengths, memory=memory, memory_mask=memory_mask)
@@ -187,8 +185,6 @@ class MAHATransformer(nn.Module):
         packing, lengths, h = self._embedded(x, mask)
         if lengths is None:
             lengths = torch.full(h.shape[:1], h.shape[1], device=h.device)
-        if memory is not None and memory_mask is not None:
-            memory_mask = as_mask("memory_mask", memory_mask, memory.shape[:2])
         blocks = []
         for layer in self._blocks():
             h, block = layer.prefill(h, lengths, self.max_len, memory=memory, memory_mask=memory_mask)

@@ -41,7 +41,18 @@ def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
     length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two; the last term is what
     rounding alone puts into it.
     """
-    epsilon = torch.finfo(w.dtype).eps
+    residual, tolerance, thresholds, largest = _measured(problem, w, tol)
+    return NaturalMap(residual, tolerance, thresholds.pieces(TIE * torch.finfo(w.dtype).eps * largest))
+
+
+def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """The first two of `natural_map`, each ``(B,)``."""
+    residual, tolerance, _, _ = _measured(problem, w, tol)
+    return residual, tolerance
+
+
+def _measured(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor, Thresholds, Tensor]:
+    """Residual and tolerance, the thresholds of the map, and the largest weight or force, ``(B,)``."""
     products = problem.M * w
     x = w - (ordered_sum(products, 1) + problem.q)
     thresholds = Thresholds(problem, x)
@@ -54,11 +65,5 @@ def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
     size, b = w.abs().amax(0), forces.amax(0)
     a = torch.fmax(size, magnitude.amax(0) / problem.M.abs().amax((0, 1)))  # 0/0 leaves ‖w‖
     largest = torch.maximum(size, b)
-    tolerance = tol * torch.minimum(a, b) + 16 * (problem.size + 4) * epsilon * largest
-    return NaturalMap(residual, tolerance, thresholds.pieces(TIE * epsilon * largest))
-
-
-def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """The first two of `natural_map`, each ``(B,)``."""
-    found = natural_map(problem, w, tol)
-    return found.residual, found.tolerance
+    tolerance = tol * torch.minimum(a, b) + 16 * (problem.size + 4) * torch.finfo(w.dtype).eps * largest
+    return residual, tolerance, thresholds, largest

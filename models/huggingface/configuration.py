@@ -7,6 +7,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from models.aggregation import FusionOptions
+from models.block import BlockOptions
+
 __all__ = ["MAHAConfig"]
 
 TRANSFORMER_ARGUMENTS = (
@@ -23,33 +26,8 @@ TRANSFORMER_ARGUMENTS = (
     "positions",
     "cross_attention",
 )
-BLOCK_ARGUMENTS = (
-    "compression_ratio",
-    "decomposition",
-    "decomposition_kernel",
-    "dense",
-    "attention",
-    "window",
-    "coarsest_window",
-    "query_resolution",
-    "projections",
-    "conv_kernel",
-    "dilation",
-    "gating",
-    "norm_first",
-)
-FUSION_ARGUMENTS = (
-    "target",
-    "granularity",
-    "feasible",
-    "feasible_options",
-    "prices",
-    "ridge",
-    "solver",
-    "gradient",
-    "solver_options",
-    "on_failure",
-)
+FUSION_ARGUMENTS = tuple(FusionOptions.__annotations__)
+BLOCK_ARGUMENTS = tuple(name for name in BlockOptions.__annotations__ if name not in FUSION_ARGUMENTS)
 
 
 @strict
