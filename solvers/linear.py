@@ -34,7 +34,7 @@ def prefers_elimination(A: Tensor) -> bool:
 
 def _eliminate(A: Tensor, b: Tensor) -> Tensor:
     """Gauss-Jordan elimination of ``[A | b]``, columns first so that what is left of it stays contiguous."""
-    T = torch.cat((A.transpose(0, 1), b))
+    T = torch.cat((A.transpose(0, 1).contiguous(), b))  # cat is slow with a transposed part
     L = A.shape[0]
     for k, column in enumerate(T.unbind()[:L]):
         rest = T[k + 1 :]
