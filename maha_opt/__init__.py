@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from maha_opt.shadowing import require_our_packages
 
 if TYPE_CHECKING:
-    from maha_opt.aggregation import Aggregated, ConvexAggregation, NashAggregation
+    from maha_opt.aggregation import Aggregated, ConvexAggregation, GateAggregation, NashAggregation
     from maha_opt.problems import convex_problem, gram, nash_problem
     from maha_opt.sets import available_sets, make_set
 
@@ -20,6 +20,7 @@ require_our_packages()
 _HOME = {
     "Aggregated": "aggregation",
     "ConvexAggregation": "aggregation",
+    "GateAggregation": "aggregation",
     "NashAggregation": "aggregation",
     "available_sets": "sets",
     "convex_problem": "problems",
@@ -31,6 +32,7 @@ _HOME = {
 __all__ = [
     "Aggregated",
     "ConvexAggregation",
+    "GateAggregation",
     "NashAggregation",
     "available_sets",
     "convex_problem",

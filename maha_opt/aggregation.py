@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from maha_opt.aggregation_base import Aggregated, Aggregation
 from maha_opt.problems import convex_from, convex_objective, nash_from, nash_objective
 from maha_opt.scale_outputs import ScaleOutputs, check_exact
-from maha_opt.sets import SetLike
+from maha_opt.sets import SetLike, restrict
 from solvers import AffineVI
 
-__all__ = ["Aggregated", "ConvexAggregation", "NashAggregation"]
+__all__ = ["Aggregated", "ConvexAggregation", "GateAggregation", "NashAggregation"]
 
 Granularity = Literal["token", "token_head", "sequence", "head"]
 Prices = Tensor | Sequence[float] | Literal["learned"] | None
@@ -190,3 +190,97 @@ class NashAggregation(Aggregation):
     def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
         del target
         return nash_objective(problem, outputs, self.coupling, weights, ridge=self.ridge)
+
+
+class GateAggregation(Aggregation):
+    """Weights that follow scores of the block's input, whatever the scales say: `s = Wx + b`, and
+
+        w = softmax(s)                                     with `solver="softmax"`, the default,
+        w = argmin ½‖w − s‖² + Σ_l λ_l|w_l|                with any other, over the feasible set.
+
+    The former is the gate of a mixture of experts (Jacobs et al. 1991; Shazeer et al. 2017), the latter on the simplex
+    its sparse counterpart, sparsemax (Martins and Astudillo 2016): the problem with `M = I`, `q = −s`. What the scales
+    say does not enter, so this is the fusion that an optimization has to beat.
+
+    >>> layer = GateAggregation(num_scales=3, d_model=8)
+    >>> output, solution = layer(torch.randn(2, 5, 3, 8), inputs=torch.randn(2, 5, 8))
+    >>> layer.solver = "pivot"  # now some of the weights are exactly zero
+
+    Args:
+        num_scales: Number of scales L.
+        d_model: Number of channels.
+        num_heads: This and all others: see `Aggregation`; prices are in units of the scores here.
+        granularity: See there. The heads have scores of their own; tokens that share a problem share their mean scores.
+        causal: See there.
+        feasible: See there.
+        feasible_options: See there.
+        prices: See there.
+        solver: See there.
+        gradient: See there.
+        solver_options: See there.
+        on_failure: See there.
+
+    Raises:
+        TypeError: As `Aggregation`.
+        ValueError: As `Aggregation`.
+    """
+
+    def __init__(
+        self,
+        num_scales: int,
+        d_model: int,
+        *,
+        num_heads: int = 1,
+        granularity: Granularity = "token",
+        causal: bool = False,
+        feasible: SetLike = "simplex",
+        feasible_options: Mapping[str, object] | None = None,
+        prices: Prices = None,
+        solver: str = "softmax",
+        gradient: str = "implicit",
+        solver_options: Mapping[str, object] | None = None,
+        on_failure: str = "warn",
+    ) -> None:
+        super().__init__(
+            num_scales,
+            d_model,
+            num_heads=num_heads,
+            granularity=granularity,
+            causal=causal,
+            feasible=feasible,
+            feasible_options=feasible_options,
+            prices=prices,
+            solver=solver,
+            gradient=gradient,
+            solver_options=solver_options,
+            on_failure=on_failure,
+        )
+        self.scores = nn.Linear(d_model, num_scales * (num_heads if self._per_head else 1))
+
+    def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        if inputs is None:
+            raise ValueError("inputs must be given: a gate reads the block's input.")
+        check_exact("inputs", inputs, shape)
+        if mask is not None:  # NaN at padding would come back in the gradient of the map
+            inputs = torch.where(mask.unsqueeze(-1), inputs, 0.0)
+        return self._by_head(self.scores(inputs))
+
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+        scores = self._shared_scores(outputs, target)
+        eye = torch.eye(self.num_scales, dtype=scores.dtype, device=scores.device)
+        feasible = restrict(self._set(outputs), outputs.available, scores.dtype)
+        return AffineVI(eye, -scores, feasible, l1=self._terms(outputs)["prices"], symmetric=True)
+
+    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        """`½‖w − s‖² + Σ_l λ_l|w_l|` over the scales that exist; scores are as large as weights, so it is relative."""
+        away = (weights - self._shared_scores(outputs, target)).square() / 2 + problem.l1 * weights.abs()
+        return (away if outputs.available is None else away * outputs.available).sum(-1)
+
+    def _shared_scores(self, outputs: ScaleOutputs, scores: Tensor | None) -> Tensor:
+        """The scores of each problem: the mean over the real tokens where these share one."""
+        assert scores is not None
+        scores = scores.to(outputs.Y.dtype)
+        if outputs.tokens is None:
+            return scores
+        real = outputs.tokens.unsqueeze(-1).to(scores.dtype)
+        return (scores * real).sum(-2) / real.sum(-2).clamp(min=1)

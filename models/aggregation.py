@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from torch import Tensor, nn
 
-from maha_opt.aggregation import ConvexAggregation, Granularity, NashAggregation, Prices
+from maha_opt.aggregation import ConvexAggregation, GateAggregation, Granularity, NashAggregation, Prices
 from maha_opt.sets import SetLike
 from models.upsampling import upsample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["FusionOptions", "OptimizationDrivenAggregation"]
+__all__ = ["FusionOptions", "OptimizationDrivenAggregation", "Strategy"]
+
+Strategy = Literal["convex", "nash", "gate"]
+FUSIONS = {"convex": ConvexAggregation, "nash": NashAggregation, "gate": GateAggregation}
 
 
 class FusionOptions(TypedDict, total=False):
-    """Options of `maha_opt.ConvexAggregation` and `maha_opt.NashAggregation`, which document them.
+    """Options of `maha_opt.ConvexAggregation`, `NashAggregation` and `GateAggregation`, which document them.
 
     Attributes:
         target: "linear" or "consensus"; convex only.
@@ -26,7 +29,7 @@ class FusionOptions(TypedDict, total=False):
         feasible: name of a set, a set, or what makes one.
         feasible_options: options of a named set.
         prices: one per scale, "learned", or None.
-        ridge: relative to the mean square of the scale outputs.
+        ridge: relative to the mean square of the scale outputs; not of a gate.
         solver: one of `solvers.available_solvers`.
         gradient: "implicit", "unrolled" or "one_step".
         solver_options: options of the solver.
@@ -51,7 +54,8 @@ class OptimizationDrivenAggregation(nn.Module):
     Args:
         num_scales: number of scales L.
         d_model: number of channels.
-        strategy: "convex" (`maha_opt.ConvexAggregation`) or "nash" (`maha_opt.NashAggregation`).
+        strategy: "convex" (`maha_opt.ConvexAggregation`), "nash" (`maha_opt.NashAggregation`), or for comparison "gate"
+            (`maha_opt.GateAggregation`).
         compression_ratio: r, of scale outputs that are given as cells.
         num_heads: number of heads, for the granularities that have weights for each.
         causal: refuses the granularities that leak, and reads the last complete cell of cells.
@@ -66,7 +70,7 @@ class OptimizationDrivenAggregation(nn.Module):
         self,
         num_scales: int,
         d_model: int,
-        strategy: Literal["convex", "nash"] = "convex",
+        strategy: Strategy = "convex",
         *,
         compression_ratio: int = 2,
         num_heads: int = 1,
@@ -74,15 +78,16 @@ class OptimizationDrivenAggregation(nn.Module):
         **options: Unpack[FusionOptions],
     ) -> None:
         super().__init__()
-        if strategy not in ("convex", "nash"):
-            raise ValueError(f'strategy must be "convex" or "nash", but got {strategy!r}.')
+        if strategy not in FUSIONS:
+            raise ValueError(f"strategy must be {' or '.join(map(repr, FUSIONS))}, but got {strategy!r}.")
         if strategy == "nash" and "target" in options:
             raise TypeError('target belongs to strategy="convex": a player of "nash" has its own output as a target.')
+        if strategy == "gate" and (wrong := {"target", "ridge"} & set(options)):
+            raise TypeError(f'{min(wrong)} has no meaning with strategy="gate", which reads the block\'s input alone.')
         self.compression_ratio = compression_ratio
         self.causal = causal
-        kind = ConvexAggregation if strategy == "convex" else NashAggregation
         shared: dict[str, Any] = {"num_heads": num_heads, "causal": causal, **options}
-        self.fusion = kind(num_scales, d_model, **shared)
+        self.fusion = FUSIONS[strategy](num_scales, d_model, **shared)
 
     def forward(
         self,
@@ -100,7 +105,7 @@ class OptimizationDrivenAggregation(nn.Module):
                 scale, (batch, n_l, d_model), which are brought to the tokens here.
             available: (batch, n, L) bool, True where a scale exists for a token; None: all do. Not with cells, which
                 tell by themselves.
-            inputs: (batch, n, d_model), of which a linear target is made.
+            inputs: (batch, n, d_model), of which a linear target, or the scores of a gate, are made.
             mask: (batch, n) bool, True where the token is real; None: all are.
             cleared: whether `scale_outputs` is known to be zero where a scale does not exist and at padding, as
                 `MultiscaleAttention` leaves it; it is copied otherwise.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from models.aggregation import FusionOptions, OptimizationDrivenAggregation
+from models.aggregation import FusionOptions, OptimizationDrivenAggregation, Strategy
 from models.attention import AttentionState, MultiscaleAttention
 from models.columns import real_columns
 from models.convolution import DilatedConvolution
@@ -73,7 +73,7 @@ class MAHABlock(nn.Module):
         dropout: of the output of every branch, and inside the feed-forward part.
         num_scales: number of scales L.
         compression_ratio: r, tokens in a cell of the second scale.
-        aggregation_strategy: "convex" or "nash".
+        aggregation_strategy: "convex", "nash" or, for comparison, "gate".
         causal: whether no token sees those after it.
         decomposition: "conv" or "pool", see `HierarchicalDecomposition`.
         decomposition_kernel: its number of taps; None: r.
@@ -105,7 +105,7 @@ class MAHABlock(nn.Module):
         dropout: float = 0.1,
         num_scales: int = 4,
         compression_ratio: int = 2,
-        aggregation_strategy: Literal["convex", "nash"] = "convex",
+        aggregation_strategy: Strategy = "convex",
         *,
         causal: bool = False,
         decomposition: Literal["conv", "pool"] = "conv",

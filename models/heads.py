@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-__all__ = ["ClassificationHead", "MaskedLanguageHead", "classification_loss", "token_loss"]
+__all__ = ["ClassificationHead", "MaskedLanguageHead", "classification_loss", "counted_labels", "token_loss"]
 
 IGNORED = -100
 """A label that does not count, as in torch and in Hugging Face."""
@@ -56,24 +56,36 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled)))))
 
 
-def token_loss(logits: Tensor, labels: Tensor, *, shift: bool = False) -> Tensor:
+def counted_labels(labels: Tensor, *, shift: bool = False) -> Tensor:
+    """How many labels count, a scalar: those that are not -100; without the first column where they are shifted."""
+    return (labels[:, 1:] if shift else labels).ne(IGNORED).sum()
+
+
+def token_loss(logits: Tensor, labels: Tensor, *, shift: bool = False, count: Tensor | int | None = None) -> Tensor:
     """Mean cross-entropy in nats over the labels that are not -100; zero if none counts.
 
     Args:
         logits: (batch, n, vocab_size); computed in at least float32.
         labels: (batch, n) integer.
         shift: whether the label of a token is that of the next column, as in a causal language model.
+        count: divides the sum in place of the number of labels that count here: that of a larger batch, of which this
+            is a part, so that the losses of the parts add up to its mean.
     """
+    if count is None:
+        count = counted_labels(labels, shift=shift).clamp(min=1)
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    counted = (labels != IGNORED).sum().clamp(min=1)
-    return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / counted
+    return cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / count
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of classes (batch, labels) against (batch,) integers; mean squared error where there is one."""
+def classification_loss(logits: Tensor, labels: Tensor, *, count: Tensor | int | None = None) -> Tensor:
+    """Mean cross-entropy of classes (batch, labels) against (batch,) integers; mean squared error where there is one.
+
+    `count` is as in `token_loss`, in rows.
+    """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    count = len(labels) if count is None else count
     if logits.shape[1] == 1:
-        return mse_loss(logits[:, 0], labels.to(logits.dtype))
-    return cross_entropy(logits, labels)
+        return mse_loss(logits[:, 0], labels.to(logits.dtype), reduction="sum") / count
+    return cross_entropy(logits, labels, reduction="sum") / count

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maha_opt.aggregation_base import Aggregation
+from models.aggregation import Strategy
 from models.block import BlockOptions, BlockState, MAHABlock
 from models.columns import as_mask, real_columns
 from models.decomposition import Packing
@@ -57,7 +58,7 @@ class MAHATransformer(nn.Module):
         num_layers: number of blocks.
         d_ff: width of the feed-forward parts.
         num_scales: number of scales L.
-        aggregation_strategy: "convex" or "nash".
+        aggregation_strategy: "convex", "nash" or, for comparison, "gate".
         dropout: of the embeddings and of every branch.
         causal: whether no token sees those after it.
         positions: "rotary" (queries and keys are turned), "learned" (an embedding for each of `max_len`), or "none":
@@ -82,7 +83,7 @@ class MAHATransformer(nn.Module):
         num_layers: int = 12,
         d_ff: int = 3072,
         num_scales: int = 4,
-        aggregation_strategy: Literal["convex", "nash"] = "convex",
+        aggregation_strategy: Strategy = "convex",
         dropout: float = 0.1,
         causal: bool = False,
         *,

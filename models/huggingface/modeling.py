@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from models.convolution import DilatedConvolution
 from models.decomposition import HierarchicalDecomposition
-from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, token_loss
+from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, counted_labels, token_loss
 from models.huggingface.cache import MAHACache
 from models.huggingface.configuration import MAHAConfig
 from models.transformer import MAHATransformer, initialise
@@ -170,14 +170,20 @@ class MAHAForMaskedLM(MAHAPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MAHATaskOutput | tuple[Any, ...]:
-        """Scores of every token; `labels` (batch, n) are the hidden tokens, and -100 where nothing was hidden."""
+        """Scores of every token; `labels` (batch, n) are the hidden tokens, and -100 where nothing was hidden.
+
+        `num_items_in_batch` is the number of labels of the whole batch, where this is a part of one, as `Trainer` has
+        it: with it the losses, and gradients, of the parts add up to those of the whole.
+        """
         output = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.head(output.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels)
-        return _task_output(self, loss, logits, output, return_dict)
+        loss = None if labels is None else token_loss(logits, labels, count=num_items_in_batch)
+        share = _share(labels, num_items_in_batch)
+        return _task_output(self, loss, logits, output, return_dict, share)
 
 
 class MAHAForSequenceClassification(MAHAPreTrainedModel):
@@ -196,14 +202,19 @@ class MAHAForSequenceClassification(MAHAPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MAHATaskOutput | tuple[Any, ...]:
-        """Scores of every class; `labels` (batch,) are classes, or numbers where there is one score."""
+        """Scores of every class; `labels` (batch,) are classes, or numbers where there is one score.
+
+        `num_items_in_batch` is the number of rows of the whole batch, see `MAHAForMaskedLM`.
+        """
         output = self.model(input_ids, attention_mask, inputs_embeds, return_dict=True, **kwargs)
         logits = self.head(output.last_hidden_state, attention_mask)
-        loss = None if labels is None else classification_loss(logits, labels)
-        return _task_output(self, loss, logits, output, return_dict)
+        loss = None if labels is None else classification_loss(logits, labels, count=num_items_in_batch)
+        share = 1.0 if labels is None or num_items_in_batch is None else len(labels) / num_items_in_batch
+        return _task_output(self, loss, logits, output, return_dict, share)
 
 
 class MAHAForCausalLM(MAHAPreTrainedModel, GenerationMixin):
@@ -227,6 +238,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, GenerationMixin):
         past_key_values: MAHACache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MAHATaskOutput | tuple[Any, ...]:
@@ -240,6 +252,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, GenerationMixin):
             past_key_values: See there.
             use_cache: See there.
             logits_to_keep: scores of the last so many columns only; 0: of all.
+            num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
             return_dict: See there.
             kwargs: See there.
         """
@@ -247,8 +260,9 @@ class MAHAForCausalLM(MAHAPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, inputs_embeds, past_key_values, use_cache, return_dict=True, **kwargs
         )
         logits = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
-        loss = None if labels is None else token_loss(logits, labels, shift=True)
-        return _task_output(self, loss, logits, output, return_dict)
+        loss = None if labels is None else token_loss(logits, labels, shift=True, count=num_items_in_batch)
+        share = _share(labels, num_items_in_batch, shift=True)
+        return _task_output(self, loss, logits, output, return_dict, share)
 
 
 class MAHAForConditionalGeneration(MAHAPreTrainedModel, GenerationMixin):
@@ -315,6 +329,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         past_key_values: MAHACache | None = None,
         use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> MAHATaskOutput | tuple[Any, ...]:
@@ -330,6 +345,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, GenerationMixin):
             inputs_embeds: in place of `input_ids`.
             past_key_values: of the decoder, see `MAHAModel`.
             use_cache: See there.
+            num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
             return_dict: See there.
             kwargs: See there.
 
@@ -355,11 +371,19 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(output.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels)
+        loss = None if labels is None else token_loss(logits, labels, count=num_items_in_batch)
         encoder_loss = getattr(encoder_outputs, "aux_loss", None)
         if output.aux_loss is not None and encoder_loss is not None:
             output.aux_loss = 0.5 * (output.aux_loss + encoder_loss)
-        return _task_output(self, loss, logits, output, return_dict, memory)
+        share = _share(labels, num_items_in_batch)
+        return _task_output(self, loss, logits, output, return_dict, share, memory)
+
+
+def _share(labels: Tensor | None, num_items_in_batch: Tensor | int | None, *, shift: bool = False) -> Tensor | float:
+    """The part of the whole batch's labels that stand here."""
+    if labels is None or num_items_in_batch is None:
+        return 1.0
+    return counted_labels(labels, shift=shift) / num_items_in_batch
 
 
 def _task_output(
@@ -368,10 +392,11 @@ def _task_output(
     logits: Tensor,
     base: MAHAModelOutput,
     return_dict: bool | None,
+    share: Tensor | float,
     memory: Tensor | None = None,
 ) -> MAHATaskOutput | tuple[Any, ...]:
     if loss is not None and base.aux_loss is not None:
-        loss = loss + model.config.aux_weight * base.aux_loss
+        loss = loss + share * model.config.aux_weight * base.aux_loss
     output = MAHATaskOutput(
         loss=loss,
         logits=logits,

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from maha_opt import ConvexAggregation, NashAggregation
+from maha_opt import ConvexAggregation, GateAggregation, NashAggregation
 from maha_opt.aggregation_base import GRANULARITIES
 
 BATCH, N, L, D, HEADS = 2, 5, 3, 8, 2
+EVERY_KIND = pytest.mark.parametrize("kind", [ConvexAggregation, NashAggregation, GateAggregation])
 BOTH = pytest.mark.parametrize("kind", [ConvexAggregation, NashAggregation])
 EVERY_GRANULARITY = pytest.mark.parametrize("granularity", GRANULARITIES)
 FOR_TOKENS = pytest.mark.parametrize("granularity", ["token", "token_head"])

@@ -5,17 +5,17 @@ import warnings
 
 import pytest
 import torch
-from layers import BATCH, BOTH, EVERY_GRANULARITY, FOR_TOKENS, HEADS, SETS, D, L, N, data, layer
+from layers import BATCH, BOTH, EVERY_GRANULARITY, EVERY_KIND, FOR_TOKENS, HEADS, SETS, D, L, N, data, layer
 from torch import nn
 from torch.testing import assert_close
 
-from maha_opt import ConvexAggregation, NashAggregation
+from maha_opt import ConvexAggregation, GateAggregation, NashAggregation
 from solvers import Box, Budget
 
 # Shapes and what the output is
 
 
-@BOTH
+@EVERY_KIND
 @pytest.mark.parametrize(
     ("granularity", "shape"),
     [
@@ -44,6 +44,42 @@ def test_consensus_gives_the_plain_mean_for_any_data(granularity):
     Y, _, _ = data()
     output, _ = layer(granularity=granularity, target="consensus")(1e3 * Y)
     assert_close(output, 1e3 * Y.mean(2), rtol=1e-4, atol=1e-2)
+
+
+@FOR_TOKENS
+def test_a_gate_is_the_softmax_of_scores_of_the_input_and_solved_exactly_their_projection(granularity):
+    Y, available, inputs = data()
+    made = layer(GateAggregation, granularity=granularity)
+    scores = made.scores(inputs)
+    if granularity == "token_head":
+        scores, available_of = scores.unflatten(-1, (HEADS, L)), available.unsqueeze(2)
+    else:
+        available_of = available
+    w = made(Y, available, inputs).solution.weights
+    assert_close(w, scores.masked_fill(~available_of, -torch.inf).softmax(-1))
+    made.solver = "pivot"
+    w = made(Y, available, inputs).solution.weights
+    assert_close(w, made(1e3 * Y, available, inputs).solution.weights, rtol=0, atol=0)  # the scales do not enter
+    # The projection on the simplex: w − s is the same for all scales of positive weight, and no less elsewhere.
+    away = (w - scores).masked_fill(~available_of, torch.inf)
+    least = away.amin(-1, keepdim=True)
+    rounding = 1e-5  # float32, numbers of order one
+    assert (w >= 0).all()
+    assert_close(w.sum(-1), torch.ones(w.shape[:-1]))
+    assert ((w == 0) | ((away - least).abs() < rounding)).all()
+
+
+def test_tokens_that_share_a_gate_share_their_mean_scores():
+    Y, _, inputs = data()
+    mask = torch.tensor([[True] * N, [True] * 2 + [False] * (N - 2)])
+    made = layer(GateAggregation, granularity="sequence")
+    scores = torch.stack([made.scores(inputs[0]).mean(0), made.scores(inputs[1, :2]).mean(0)])
+    assert_close(made(Y, None, inputs, mask).solution.weights, scores.softmax(-1))
+
+
+def test_a_gate_needs_the_input_of_its_block():
+    with pytest.raises(ValueError, match="inputs must be given"):
+        layer(GateAggregation)(data()[0])
 
 
 @BOTH

@@ -22,6 +22,8 @@ VARIANTS = {
     "overlapping cells, ratio 3": {"decomposition_kernel": 6, "compression_ratio": 3, "window": 17},
     "pooled, no convolution, prices": {"decomposition": "pool", "conv_kernel": 0, "prices": [0.3, 0.1, 0.0]},
     "one scale": {"num_scales": 1},
+    "gate": {"aggregation_strategy": "gate"},
+    "sparse gate per head": {"aggregation_strategy": "gate", "solver": "pivot", "granularity": "token_head"},
     "budget that learns": {
         "feasible": "budget",
         "feasible_options": {"total": 0.8, "learn_total": True},
