@@ -22,6 +22,8 @@ from models.transformer import MAHATransformer
 
 if TYPE_CHECKING:
     from models.huggingface import (
+        HierarchicalDecoderConfig,
+        HierarchicalDecoderForCausalLM,
         MAHACache,
         MAHAConfig,
         MAHAForCausalLM,
@@ -38,6 +40,8 @@ __all__ = [
     "DilatedConvolution",
     "EncoderDecoder",
     "HierarchicalDecoder",
+    "HierarchicalDecoderConfig",
+    "HierarchicalDecoderForCausalLM",
     "HierarchicalDecomposition",
     "MAHABlock",
     "MAHACache",
@@ -57,6 +61,8 @@ __all__ = [
 ]
 
 _HUGGING_FACE = (
+    "HierarchicalDecoderConfig",
+    "HierarchicalDecoderForCausalLM",
     "MAHACache",
     "MAHAConfig",
     "MAHAForCausalLM",
