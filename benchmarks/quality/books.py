@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, WINDOW, Cell
 from models.training.evaluation import guess, solved_by
 from models.training.presets import make_config
-from models.training.runs import make_model, train
+from models.training.runs import train
 from models.training.settings import Settings
-from models.training.tasks import make_task
 from models.training.texts import text_files
 from models.training.tokens import TokenBlocks, make_tokenizer
 

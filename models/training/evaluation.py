@@ -1,22 +1,26 @@
-"""How well a language model guesses a text: the loss of every token, with one solver or another."""
+"""How good a model is: the loss of every token of a text, classes, translations; with one solver or another."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maha_opt.aggregation_base import Aggregation
 from models.generation import evaluating
 
-__all__ = ["Guesses", "guess", "solved_by"]
+__all__ = ["Guesses", "bleu_and_chrf", "guess", "scores", "solved_by", "translate"]
+
+Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,7 @@ class Guesses:
         The first token of a row has position 0 and is not guessed.
         """
         position = torch.arange(1, self.losses.shape[1] + 1)
-        return [
-            float(self.losses[:, (position >= a) & (position < b)].mean())
-            for a, b in zip(borders[:-1], borders[1:], strict=True)
-        ]
+        return [float(self.losses[:, (position >= a) & (position < b)].mean()) for a, b in pairwise(borders)]
 
 
 @torch.no_grad()
@@ -91,3 +92,75 @@ def solved_by(model: nn.Module, solver: str, **options: object) -> Iterator[None
     finally:
         for fusion, (name, before) in zip(fusions, own, strict=True):
             fusion.solver, fusion.solver_options = name, before
+
+
+@torch.no_grad()
+def scores(model: PreTrainedModel, rows: Sequence[dict[str, Any]], collator: Collator, batch: int = 32) -> Tensor:
+    """Scores (rows, labels) of a classifier, on the CPU.
+
+    Args:
+        model: The classifier.
+        rows: As a task has them.
+        collator: Makes a batch of rows.
+        batch: Rows at once.
+    """
+    found = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch):
+            inputs = collator([rows[index] for index in range(start, min(start + batch, len(rows)))])
+            inputs = {name: value.to(model.device) for name, value in inputs.items() if name != "labels"}
+            found.append(model(**inputs).logits.cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def translate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    beams: int = 1,
+    batch: int = 16,
+    most_tokens: int = 256,
+) -> list[str]:
+    """What an encoder-decoder makes of some texts.
+
+    Args:
+        model: The encoder-decoder.
+        tokenizer: Its own.
+        sources: The texts.
+        beams: Of the search; 1: the likeliest token every time.
+        batch: Texts at once.
+        most_tokens: Of a translation.
+    """
+    targets: list[str] = []
+    longest = min(most_tokens, model.config.max_len)
+    with evaluating(model):
+        for start in range(0, len(sources), batch):
+            inputs = tokenizer(
+                list(sources[start : start + batch]),
+                padding=True,
+                truncation=True,
+                max_length=model.config.max_len,
+                return_tensors="pt",
+            ).to(model.device)
+            made = cast(Any, model).generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                num_beams=beams,
+                do_sample=False,
+                max_length=longest,
+            )
+            targets += tokenizer.batch_decode(made, skip_special_tokens=True)
+    return targets
+
+
+def bleu_and_chrf(targets: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Corpus scores of translations by sacrebleu (Post 2018)."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    found: dict[str, float] = {}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        found[name] = float(metric.corpus_score(list(targets), [list(references)]).score)
+    return found

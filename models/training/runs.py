@@ -33,6 +33,7 @@ class Finished:
         metrics: Of the last evaluation: `eval_loss` in nats per token, and others.
         history: What the trainer logged, see `models.training.curves.curve`.
         parameters: How many the model has.
+        bytes_per_token: Of the text that it was judged by; None: it does not guess a text token by token.
         main: Whether this process is the one that speaks for all.
     """
 
@@ -41,6 +42,7 @@ class Finished:
     metrics: dict[str, float]
     history: list[dict[str, Any]]
     parameters: int
+    bytes_per_token: float | None
     main: bool
 
 
@@ -126,7 +128,7 @@ def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callabl
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     metrics = trainer.evaluate()
     trainer.save_model(str(folder))
-    return Finished(folder, model, metrics, trainer.state.log_history, parameters, main)
+    return Finished(folder, model, metrics, trainer.state.log_history, parameters, task.bytes_per_token, main)
 
 
 def _arguments(settings: Settings, folder: Path, bar: bool) -> TrainingArguments:
