@@ -90,6 +90,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
         )
         with within, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
             began = time.perf_counter()
             outcome = measure(own if contender is None else _label(contender))
             outcome.values["seconds"] = time.perf_counter() - began
@@ -205,9 +206,9 @@ def _translate(request: Request, loaded: Loaded, settings: Settings) -> tuple[st
 
 
 COLUMNS = {
-    "loss": ("loss, nats", "{:.5f}"),
-    "perplexity": ("perplexity", "{:.4f}"),
-    "bits_per_byte": ("bits per byte", "{:.5f}"),
+    "loss": ("loss\nnats", "{:.5f}"),
+    "perplexity": ("per-\nplexity", "{:.4f}"),
+    "bits_per_byte": ("bits\nper byte", "{:.5f}"),
     "accuracy": ("accuracy", "{:.2%}"),
     "bleu": ("BLEU", "{:.2f}"),
     "chrf": ("chrF", "{:.2f}"),
@@ -219,13 +220,13 @@ def table(outcomes: list[Outcome]) -> Table:
     """One line for each solver; what changes against the model's own is said beside it."""
     own = outcomes[0]
     names = [name for name in COLUMNS if name in own.values]
-    result = Table(box=box.SIMPLE)
-    result.add_column("solver")
+    result = Table(box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
+    result.add_column("solver", overflow="fold", min_width=12)
     for name in names:
-        result.add_column(COLUMNS[name][0], justify="right")
+        result.add_column(COLUMNS[name][0], justify="right", no_wrap=True)
     if len(outcomes) > 1:
-        result.add_column("change", justify="right")
-        result.add_column("same answers", justify="right")
+        result.add_column("change", justify="right", no_wrap=True)
+        result.add_column("same\nanswers", justify="right", no_wrap=True)
     for outcome in outcomes:
         cells = [COLUMNS[name][1].format(outcome.values[name]) for name in names]
         if len(outcomes) > 1:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer
 
-__all__ = ["CheckpointError", "SafeTrainer", "checkpoints", "last_whole_checkpoint"]
+__all__ = ["CheckpointError", "SafeTrainer", "checkpoints", "is_whole", "last_whole_checkpoint"]
 
 PREFIX = "checkpoint-"
 
@@ -25,18 +27,36 @@ class SafeTrainer(Trainer):
     """The trainer of `transformers`, which here clears away a checkpoint that it could not finish."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder, name = Path(self.args.output_dir or "."), f"{PREFIX}{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own errors
-            folder = Path(self.args.output_dir or ".")
-            partial = folder / f"{PREFIX}{self.state.global_step}"
-            shutil.rmtree(partial, ignore_errors=True)
-            whole = last_whole_checkpoint(folder)
-            left = "there is none before it" if whole is None else f"the last whole one is {whole.name}"
-            raise CheckpointError(
-                f"{partial.name} could not be written to {folder} ({' '.join(str(error).split())}); {left}. "
-                "Make room and go on with --resume."
-            ) from error
+            with _in_words(folder, name):
+                super()._save_checkpoint(model, trial)
+        except CheckpointError:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            raise
+
+    def save_to(self, folder: Path) -> None:
+        """Saves the model that the run ends with.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        with _in_words(folder, "The model"):
+            self.save_model(str(folder))
+
+
+@contextmanager
+def _in_words(folder: Path, name: str) -> Iterator[None]:
+    """Says what is left of a run where something could not be written to its folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
+        others = [path for path in checkpoints(folder) if path.name != name and is_whole(path)]
+        left = f"the last whole one is {others[-1].name}" if others else "there is no whole one before it"
+        raise CheckpointError(
+            f"{name} could not be written to {folder} ({' '.join(str(error).split())}); {left}. Make room and go on "
+            "with --resume."
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -50,10 +70,11 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
 
     One that was being written when the run was killed lacks its last file, or has one that breaks off.
     """
-    return next((path for path in reversed(checkpoints(folder)) if _is_whole(path)), None)
+    return next((path for path in reversed(checkpoints(folder)) if is_whole(path)), None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be gone on from."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # it is written last
         for weights in checkpoint.glob("*.safetensors"):

@@ -34,8 +34,7 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
             scales and their fusion, the tree those of size; what they have no use for is left out.
 
     Raises:
-        ValueError: There is no such model, or an option is out of its range.
-        TypeError: There is no such option.
+        ValueError: There is no such model or option, or an option is out of its range.
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, but got {model!r}.")
@@ -50,7 +49,7 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
     if model in ("plain", "window"):
         fixed["conv_kernel"] = 0
     if unknown := set(options) - set(MAHAConfig.__annotations__) - set(SPECIAL):
-        raise TypeError(f"MAHAConfig has no option {min(unknown)!r}.")
+        raise ValueError(f"MAHAConfig has no option {min(unknown)!r}.")
     return MAHAConfig(**options | fixed)
 
 

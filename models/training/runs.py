@@ -63,7 +63,6 @@ def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = prin
     if PartialState().is_main_process:
         if (folder / SETTINGS_FILE).exists() or checkpoints(folder):
             raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
-        folder.mkdir(parents=True, exist_ok=True)
     return _run(settings, folder, None, say, bar)
 
 
@@ -126,8 +125,10 @@ def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callabl
         settings.save(folder)
         say(f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from.")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    metrics = trainer.evaluate()
-    trainer.save_model(str(folder))
+    last = trainer.state.log_history[-1] if trainer.state.log_history else {}
+    evaluated = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    metrics = evaluated if evaluated.get("step") == last.get("step") else trainer.evaluate()
+    trainer.save_to(folder)
     return Finished(folder, model, metrics, trainer.state.log_history, parameters, task.bytes_per_token, main)
 
 

@@ -88,7 +88,8 @@ class Settings:
             raise ValueError(f"warmup must be in [0, 1), but got {self.warmup}.")
 
     def save(self, folder: Path) -> None:
-        """Writes them to a folder."""
+        """Writes them to a folder, which is made if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
