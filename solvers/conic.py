@@ -32,13 +32,16 @@ class CvxpyLayers:
     Attributes:
         eps: Tolerance of the cone solver (SCS).
         max_iters: Its bound on iterations.
+        rho_x: Its proximal weight on the primal variables. At SCS's own 1e-6 the rounding of its linear solves ends up
+            in the solution and from there, amplified, in the derivative.
     """
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
     to_tolerance: bool = field(default=True, init=False, repr=False)
     accuracy: ClassVar[float] = 1e-8
-    eps: float = 1e-10
+    eps: float = 1e-12
     max_iters: int = 100_000
+    rho_x: float = 1e-3
 
     def check_set(self, feasible: FeasibleSet) -> None:
         """Takes every set."""
@@ -51,6 +54,7 @@ class CvxpyLayers:
             "solve_method": "SCS",
             "eps": self.eps,
             "max_iters": self.max_iters if max_iter is None else max_iter,
+            "rho_x": self.rho_x,
             "acceleration_lookback": 0,
             "n_jobs_forward": 1,
         }

@@ -98,8 +98,8 @@ def solve(
         raise ValueError(f"on_failure must be one of {ON_FAILURE}, but got {on_failure!r}.")
     if tol is not None and not tol > 0:
         raise ValueError(f"tol must be positive, but got {tol}.")
-    if max_iter is not None and max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, but got {max_iter}.")
+    if max_iter is not None and not (isinstance(max_iter, int) and max_iter >= 1):
+        raise ValueError(f"max_iter must be a whole number, at least 1, but got {max_iter!r}.")
     method = make_solver(solver, options)
     _check_gradient(solver, method, gradient)
     method.check_set(problem.feasible)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from solvers.sets import Bound, FeasibleSet, Simplex
+from solvers.sets import Bound, FeasibleSet, Simplex, check_bound
 from solvers.standard_form import StandardForm
 
 
@@ -36,7 +36,7 @@ class AffineVI:
     computed as they are, float16 and bfloat16 in float32.
 
     Raises:
-        TypeError: If ``M`` or ``q`` is not a floating point tensor.
+        TypeError: If ``M`` or ``q`` is not a floating point tensor, or ``l1`` neither a number nor a tensor.
         ValueError: If shapes, dtypes or devices do not match. The message names the argument.
     """
 
@@ -63,6 +63,7 @@ class AffineVI:
                 f"M must have shape (*batch, {L}, {L}) to match q of shape {tuple(self.q.shape)}, "
                 f"but has shape {tuple(self.M.shape)}."
             )
+        check_bound("l1", self.l1)
         for name, tensor in self._tensors().items():
             if tensor.device != self.q.device:
                 raise ValueError(f"{name} is on {tensor.device}, but q is on {self.q.device}.")
@@ -71,7 +72,7 @@ class AffineVI:
         mask = self.feasible.mask
         if mask is not None and mask.dtype != torch.bool:
             raise ValueError(f"mask must be boolean, but has dtype {mask.dtype}.")
-        if isinstance(self.l1, (int, float)) and not 0 <= self.l1 < float("inf"):
+        if not isinstance(self.l1, Tensor) and not 0 <= self.l1 < float("inf"):
             raise ValueError(f"l1 must be non-negative and finite, but got {self.l1}.")
         self._check_reach(L)
         object.__setattr__(self, "batch_shape", self._broadcast_batch())

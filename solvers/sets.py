@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 
 from torch import Tensor
 
 Bound = Tensor | float
+
+
+def check_bound(name: str, value: object) -> None:
+    """Raises TypeError, naming the argument, if ``value`` is neither a number nor a tensor."""
+    if not isinstance(value, (Tensor, Real)):
+        raise TypeError(f"{name} must be a number or a tensor, but got {type(value).__name__}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +35,7 @@ class FeasibleSet:
     Bounds and total may require gradients.
 
     Raises:
+        TypeError: If a bound or total is neither a number nor a tensor, or the mask is not a tensor.
         ValueError: If numbers given as bounds leave nothing or are NaN, or a total is not finite.
     """
 
@@ -38,6 +46,12 @@ class FeasibleSet:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_bound("lower", self.lower)
+        check_bound("upper", self.upper)
+        if self.total is not None:
+            check_bound("total", self.total)
+        if self.mask is not None and not isinstance(self.mask, Tensor):
+            raise TypeError(f"mask must be a boolean tensor, but got {type(self.mask).__name__}.")
         numbers = not isinstance(self.lower, Tensor) and not isinstance(self.upper, Tensor)
         if numbers and (not self.lower <= self.upper or self.lower == inf or self.upper == -inf):
             raise ValueError(f"lower must be at most upper, but got lower={self.lower} and upper={self.upper}.")
