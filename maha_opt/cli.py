@@ -207,8 +207,8 @@ class TaskName(str, Enum):
 
     language = "language"
     masked = "masked"
-    classify = "classify"
-    translate = "translate"
+    classes = "classify"
+    translation = "translate"  # "translate" is a method of text
 
 
 class ModelName(str, Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, cast
 import torch
 import transformers
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maha_opt.aggregation_base import Aggregation
 from maha_opt.contenders import Contender
-from models.training.evaluation import translate
+from models.training.evaluation import solved_by, translate
 from models.training.loading import load
 
 
@@ -49,17 +50,26 @@ def run(request: Request, console: Console, errors: Console) -> int:
     model, tokenizer, _, _ = load(request.run, request.device)
     if not hasattr(model, "generate"):
         raise ValueError(f"{request.run} holds a {type(model).__name__}, which writes no text.")
+    within = contextlib.nullcontext()
     if request.solver is not None:
         contender = Contender.parse(request.solver)
-        for fusion in (module for module in model.modules() if isinstance(module, Aggregation)):
-            fusion.solver, fusion.solver_options = contender.solver, dict(contender.options)
+        within = solved_by(model, contender.solver, **dict(contender.options))
+    with within:
+        texts = _texts(request, model, tokenizer)
+    for number, text in enumerate(texts):
+        if number:
+            console.rule()
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _texts(request: Request, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the model writes."""
     prompt = sys.stdin.read() if request.prompt == "-" else request.prompt
     if model.config.is_encoder_decoder:
         if not prompt:
             raise ValueError("--prompt must say what to translate.")
-        (text,) = translate(model, tokenizer, [prompt], beams=request.beams, most_tokens=request.tokens)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        return 0
+        return translate(model, tokenizer, [prompt], beams=request.beams, most_tokens=request.tokens)
     ids = tokenizer(prompt or "\n", add_special_tokens=False, return_tensors="pt")["input_ids"]
     longest = int(model.config.max_position_embeddings)
     if ids.shape[1] + request.tokens > longest:
@@ -77,8 +87,4 @@ def run(request: Request, console: Console, errors: Console) -> int:
         max_new_tokens=request.tokens,
         **options,
     )
-    for number, text in enumerate(tokenizer.batch_decode(made, skip_special_tokens=True)):
-        if number:
-            console.rule()
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return tokenizer.batch_decode(made, skip_special_tokens=True)

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, WINDOW, Cell
 from models.training.evaluation import guess, solved_by
@@ -123,8 +123,6 @@ def settings_of(cell: Cell, books: Books, rate: float) -> Settings:
 
 def parameters(settings: Settings) -> int:
     """How many parameters the model of a run has, without making it."""
-    from models.huggingface import HierarchicalDecoderForCausalLM, MAHAForCausalLM
-
     config = make_config(
         settings.model,
         context=settings.context,
@@ -134,8 +132,7 @@ def parameters(settings: Settings) -> int:
         **settings.options,
     )
     with torch.device("meta"):
-        model = (HierarchicalDecoderForCausalLM if settings.model == "tree" else MAHAForCausalLM)(config)
-    return model.num_parameters()
+        return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 @lru_cache(maxsize=4)
@@ -181,8 +178,3 @@ def throughput(model: PreTrainedModel, repeats: int = 5) -> dict[str, float]:
 def bits(nats: float) -> float:
     """Nats per byte in bits per byte; tokens are bytes here."""
     return nats / math.log(2)
-
-
-def described(cell: Cell) -> dict[str, Any]:
-    """A cell as it stands in the results file."""
-    return asdict(cell)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT", "append", "read"]
+__all__ = ["DEFAULT", "append", "claimed", "read"]
 
 DEFAULT = Path(__file__).parents[1] / "results" / "quality.jsonl"
 
@@ -27,6 +30,19 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.seek(0)
         broken = (text := file.read()) and not text.endswith("\n")
         file.write(("\n" if broken else "") + line)
+
+
+@contextmanager
+def claimed(path: Path, key: str) -> Iterator[bool]:
+    """Whether a cell is this process's own: within it no other on this machine gets it. A process that dies lets go."""
+    name = hashlib.sha256(f"{path.resolve()} {key}".encode()).hexdigest()
+    with (Path(tempfile.gettempdir()) / f"maha-opt-{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -123,10 +122,3 @@ class HierarchicalDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else token_loss(logits, labels, shift=True, count=num_items_in_batch)
         output = TreeOutput(loss=loss, logits=logits)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The whole text so far: there is no cache here."""
-        del kwargs
-        return {"input_ids": input_ids, "attention_mask": attention_mask}

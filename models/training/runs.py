@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from models.training.checkpoints import CheckpointError, SafeTrainer, checkpoints, last_whole_checkpoint
@@ -60,9 +60,9 @@ def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = prin
         TextError: The data cannot be used.
         CheckpointError: The folder holds a run already, or a checkpoint cannot be written.
     """
-    if PartialState().is_main_process:
-        if (folder / SETTINGS_FILE).exists() or checkpoints(folder):
-            raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started; it will write to the folder
+    if first and ((folder / SETTINGS_FILE).exists() or checkpoints(folder)):
+        raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
     return _run(settings, folder, None, say, bar)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["SETTINGS_FILE", "Settings"]
 
@@ -106,4 +106,5 @@ class Settings:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if unknown := set(data) - {entry.name for entry in fields(cls)}:
             raise ValueError(f"{path} has settings that this version does not know: {', '.join(sorted(unknown))}.")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        return cls(**cast(dict[str, Any], data | lists))

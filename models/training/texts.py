@@ -118,11 +118,12 @@ def read_columns(path: Path, columns: Sequence[str]) -> list[list[str]]:
 
 def _load_dataset(name: str, column: str) -> tuple[list[bytes], list[bytes]]:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     path, _, configuration = name.partition(":")
     try:
         parts = datasets.load_dataset(path, configuration or None)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, DatasetsError) as error:
         raise TextError(f"The data set {name} cannot be loaded: {' '.join(str(error).split())}") from error
     if not isinstance(parts, datasets.DatasetDict) or "train" not in parts:
         raise TextError(f"The data set {name} has no part 'train'.")
