@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -20,6 +20,8 @@ LINE = 80
 
 LEAST_PROBABILITY = 1e-3
 """Smaller ones have the colour of this one."""
+
+HATCH = "//////"
 
 VISIBLE = {"\n": "¶", "\t": "→", "\r": "", "\x00": ""}
 """Characters that have no picture of their own, or none that stays in its place."""
@@ -38,8 +40,8 @@ def weights_over_text(
 ) -> list[Axes]:
     """Which scales each token uses: the text as on a page, and under every token a bar of the weights of its scales.
 
-    A bar is divided by the absolute values of the weights, the finest scale at the bottom; the largest sum of a token
-    in the picture fills its height. Grey: there is no weight, as at padding.
+    A bar is divided by the absolute values of the weights, the finest scale at the bottom, and what is negative is
+    hatched; the largest sum of a token in the picture fills its height. Grey: there is no weight, as at padding.
 
     Args:
         weights: (blocks, n, L) or, for one block, (n, L); NaN where a scale is not available.
@@ -71,6 +73,8 @@ def weights_over_text(
         bottoms = np.concatenate([np.zeros((len(top), 1)), top[:, :-1]], axis=1)
         for scale, colour in enumerate(colours):
             _draw_bars(axis, cells, bottoms[:, scale], top[:, scale], colour)
+            negative = np.where(own[:, scale] < 0, top[:, scale], bottoms[:, scale])
+            _draw_bars(axis, cells, bottoms[:, scale], negative, "none", hatch=HATCH)
         starts = [next(i for i, cell in enumerate(cells) if cell.row == row) for row in range(rows)]
         axis.set(xlim=(0, line), ylim=(rows, -0.1), ylabel="token")
         axis.set_yticks(np.arange(rows) + 0.25, [str(start) for start in starts])
@@ -79,7 +83,7 @@ def weights_over_text(
         axis.spines[:].set_visible(False)
         axis.set_xticks([])
     axes[-1].set_xlabel("text, line by line; the bar under a token is divided as its weights are", fontsize=9)
-    _legend(figure, strides)
+    _legend(figure, strides, negative=bool((values < 0).any()))
     return axes
 
 
@@ -135,7 +139,7 @@ def scale_use(
         axis.tick_params(axis="x", length=0, labelbottom=True)
         axis.set_xlabel("kind of token, and how many there are", fontsize=9)
     for axis in axes[:: shape[1]]:
-        axis.set_ylabel("weight: mean, and quartiles of the tokens", fontsize=9)
+        axis.set_ylabel("weight (mean, quartiles)", fontsize=9)
     for axis in axes[len(values) :]:
         axis.remove()
     _legend(figure, strides)
@@ -279,7 +283,12 @@ def _write_text(axis: Axes, tokens: Sequence[str], places: Sequence[_Place]) -> 
 
 
 def _draw_bars(
-    axis: Axes, places: Sequence[_Place], bottoms: NDArray[np.floating], tops: NDArray[np.floating], colour: object
+    axis: Axes,
+    places: Sequence[_Place],
+    bottoms: NDArray[np.floating],
+    tops: NDArray[np.floating],
+    colour: Any,
+    hatch: str | None = None,
 ) -> None:
     """One bar under each token, between two heights from 0 to 1."""
     floor, height = 0.93, 0.42
@@ -289,7 +298,10 @@ def _draw_bars(
         low, high = place.row + floor - height * bottom, place.row + floor - height * top
         if top > bottom:
             bars.append([(left, low), (right, low), (right, high), (left, high)])
-    axis.add_collection(PolyCollection(bars, facecolors=colour, linewidths=0), autolim=False)  # pyright: ignore[reportArgumentType]
+    edge = None if hatch is None else "white"  # of which a hatch takes its colour
+    axis.add_collection(
+        PolyCollection(bars, facecolors=colour, edgecolors=edge, linewidths=0, hatch=hatch), autolim=False
+    )
 
 
 def _mean_cell(weights: NDArray[np.floating], strides: Sequence[int]) -> str:
@@ -310,11 +322,13 @@ def _colours(number: int) -> list[tuple[float, float, float, float]]:
     )
 
 
-def _legend(figure: Figure | SubFigure, strides: Sequence[int]) -> None:
+def _legend(figure: Figure | SubFigure, strides: Sequence[int], *, negative: bool = False) -> None:
     handles = [
         Patch(color=colour, label=cell_name(stride))
         for stride, colour in zip(strides, _colours(len(strides)), strict=True)
     ]
+    if negative:
+        handles.append(Patch(facecolor="0.5", edgecolor="white", hatch=HATCH, linewidth=0, label="negative"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=9)
 
 

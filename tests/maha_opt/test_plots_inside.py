@@ -44,7 +44,7 @@ def bars(axis):
     return [
         [path.vertices[:4] for path in collection.get_paths()]
         for collection in axis.collections
-        if isinstance(collection, PolyCollection)
+        if isinstance(collection, PolyCollection) and collection.get_hatch() is None
     ][1:]
 
 
@@ -87,6 +87,15 @@ def test_a_caption_tells_the_mean_cell():
     w[..., 0] = -1  # a set may allow negative weights; they count as much
     assert "cells of 2.0 tokens" in weights_over_text(w, list("abc"), STRIDES)[0].get_title(loc="left")
     assert "no scale is used" in weights_over_text(0 * w, list("abc"), STRIDES)[0].get_title(loc="left")
+
+
+def test_negative_weights_are_hatched_and_explained():
+    w = weights(1)
+    w[0, 5, 0] *= -1
+    axis = weights_over_text(w, TOKENS, STRIDES)[0]
+    hatched = [len(collection.get_paths()) for collection in axis.collections if collection.get_hatch()]
+    assert hatched == [1, 0, 0]
+    assert words(axis.figure)[-1] == "negative"
 
 
 def test_tokens_without_any_weight_are_grey():
