@@ -193,7 +193,7 @@ class NashAggregation(Aggregation):
 
 
 class GateAggregation(Aggregation):
-    """Weights that follow scores of the block's input, whatever the scales say: `s = Wx + b`, and
+    """Weights that follow scores of the block's input, `s = Wx + b`, whatever the scales say.
 
         w = softmax(s)                                     with `solver="softmax"`, the default,
         w = argmin ½‖w − s‖² + Σ_l λ_l|w_l|                with any other, over the feasible set.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import zlib
 from importlib.resources import files
 from pathlib import Path
+from typing import BinaryIO, cast
 
 NOVEL = "northanger_abbey.txt.gz"
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+"""What reading a file, plain or compressed, may raise."""
 
 
 class TextError(ValueError):
@@ -26,20 +31,23 @@ def read_text(path: Path | str) -> bytes:
     """The bytes of a UTF-8 text file, without a byte order mark; a byte is a token.
 
     Args:
-        path: The file.
+        path: The file; where its name ends in .gz, .xz or .bz2 it is decompressed.
 
     Raises:
         TextError: If it is missing, not a file, not readable, empty or not UTF-8.
     """
+    import fsspec  # which torch brings
+
     path = Path(path)
     if not path.exists():
         raise TextError(f"There is no file {path}.")
     if path.is_dir():
         raise TextError(f"{path} is a folder, not a text file.")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TextError(f"{path} cannot be read: {error.strerror or error}.") from error
+        with fsspec.open(str(path), "rb", compression="infer") as file:
+            content = cast(BinaryIO, file).read()
+    except UNREADABLE as error:
+        raise TextError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -23,6 +23,8 @@ from models.transformer import MAHATransformer
 
 if TYPE_CHECKING:
     from models.huggingface import (
+        HierarchicalDecoderConfig,
+        HierarchicalDecoderForCausalLM,
         MAHACache,
         MAHAConfig,
         MAHAForCausalLM,
@@ -40,6 +42,8 @@ __all__ = [
     "DilatedConvolution",
     "EncoderDecoder",
     "HierarchicalDecoder",
+    "HierarchicalDecoderConfig",
+    "HierarchicalDecoderForCausalLM",
     "HierarchicalDecomposition",
     "MAHABlock",
     "MAHACache",
@@ -60,6 +64,8 @@ __all__ = [
 ]
 
 _HUGGING_FACE = (
+    "HierarchicalDecoderConfig",
+    "HierarchicalDecoderForCausalLM",
     "MAHACache",
     "MAHAConfig",
     "MAHAForCausalLM",

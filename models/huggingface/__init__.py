@@ -1,4 +1,4 @@
-"""MAHA as a citizen of Hugging Face `transformers`: importing this registers it with the Auto classes.
+"""The models as citizens of Hugging Face `transformers`: importing this registers them with the Auto classes.
 
 Needs the extra `hf`. The layers know nothing of it.
 """
@@ -22,8 +22,11 @@ from models.huggingface.modeling import (
     MAHAModel,
     MAHAPreTrainedModel,
 )
+from models.huggingface.tree import HierarchicalDecoderConfig, HierarchicalDecoderForCausalLM
 
 __all__ = [
+    "HierarchicalDecoderConfig",
+    "HierarchicalDecoderForCausalLM",
     "MAHACache",
     "MAHACacheLayer",
     "MAHAConfig",
@@ -41,3 +44,6 @@ AutoModelForCausalLM.register(MAHAConfig, MAHAForCausalLM)
 AutoModelForMaskedLM.register(MAHAConfig, MAHAForMaskedLM)
 AutoModelForSequenceClassification.register(MAHAConfig, MAHAForSequenceClassification)
 AutoModelForSeq2SeqLM.register(MAHAConfig, MAHAForConditionalGeneration)
+
+AutoConfig.register(HierarchicalDecoderConfig.model_type, HierarchicalDecoderConfig)
+AutoModelForCausalLM.register(HierarchicalDecoderConfig, HierarchicalDecoderForCausalLM)

@@ -1,0 +1,92 @@
+"""Trains every model of the experiments on books and writes down how good it is: ``python -m benchmarks.quality``.
+
+A cell is written to the results file as soon as it is finished, and a later run goes on from there. Several processes
+may share the work: ``--part 0/2`` and ``--part 1/2``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.quality.experiments import EXPERIMENTS, Cell, cells_of
+from benchmarks.quality.results import DEFAULT, append, read
+
+
+def main(
+    books: Annotated[Path, typer.Option(help="Folder of books, one text file for each; see the README.")],
+    experiments: Annotated[str, typer.Option(help=f"Of {', '.join(EXPERIMENTS)}; with commas.")] = "tuning,books",
+    names: Annotated[str, typer.Option(help="Only these models, with commas; 'all' for every one.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Only these seeds, with commas; 'all' for every one.")] = "all",
+    part: Annotated[str, typer.Option(help="Which part of the work is done here, such as 0/2.")] = "0/1",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of this process.")] = 1,
+    minutes: Annotated[float, typer.Option(help="Begin no cell after so many minutes.")] = 1e9,
+    output: Annotated[Path, typer.Option(help="Results file; a run goes on where the last one stopped.")] = DEFAULT,
+) -> None:
+    """Trains models on real text, and measures what their fusion is worth."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    import transformers
+
+    from benchmarks.quality.books import Books, described, run_cell
+    from maha_opt.run_folder import versions
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    own, parts = (int(word) for word in part.split("/"))
+    began = time.monotonic()
+    wanted = cells_of(experiments.split(","))
+    wanted = [cell for cell in wanted if names == "all" or cell.name in names.split(",")]
+    wanted = [cell for cell in wanted if seeds == "all" or str(cell.seed) in seeds.split(",")]
+    for number, cell in enumerate(wanted):
+        if number % parts != own or any(record["key"] == cell.key() for record in read(output)):
+            continue
+        if (time.monotonic() - began) / 60 > minutes:
+            typer.echo("Time is up; a later run goes on from here.")
+            break
+        rate = cell.rate or best_rate(cell, read(output))
+        if rate is None:
+            typer.echo(f"{cell.experiment}: {cell.name}: its learning rates have not been tried yet; left for later.")
+            continue
+        typer.echo(f"{cell.experiment}: {cell.name}, seed {cell.seed}, learning rate {rate:g}")
+        measured = run_cell(cell, Books(books), rate, lambda line: typer.echo(f"  {line}"))
+        about = {
+            "key": cell.key(),
+            **described(cell),
+            "rate": rate,
+            "threads": threads,
+            "versions": versions() | {"transformers": transformers.__version__},
+            "revision": revision(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+        append(output, about | measured)
+
+
+def best_rate(cell: Cell, records: list[dict[str, Any]]) -> float | None:
+    """The learning rate that was best for a model by the loss on the validation book; None if not all were tried."""
+    tried = {other.key() for other in EXPERIMENTS["tuning"]() if other.name == cell.name}
+    found = [record for record in records if record["key"] in tried]
+    return min(found, key=lambda record: record["validation"])["rate"] if len(found) == len(tried) else None
+
+
+def revision() -> str:
+    """The git revision of the code, with a + if it was changed since."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,150 @@
+"""The experiments: which cells there are. A cell is one model, trained once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["EXPERIMENTS", "FUSIONS", "Cell", "cells_of"]
+
+SIZES: dict[str, Any] = {"d_model": 128, "num_heads": 4, "num_layers": 2, "dropout": 0.0}
+SCALES: dict[str, Any] = {
+    "num_scales": 3,
+    "compression_ratio": 4,
+    "query_resolution": "fine",
+    "projections": "shared",
+}
+FUSIONS: dict[str, dict[str, Any]] = {
+    "convex": {"aggregation_strategy": "convex"},
+    "nash": {"aggregation_strategy": "nash"},
+    "mean": {"aggregation_strategy": "convex", "target": "consensus", "solver": "mean"},
+    "softmax": {"aggregation_strategy": "convex", "solver": "softmax"},
+    "gate": {"aggregation_strategy": "gate"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "window": {},
+    "window-conv": {},
+    "plain": {},
+    "tree": {"num_layers": 1},  # a layer of it has two attentions for every level
+}
+
+CONTEXT, WINDOW, LEVELS = 1024, 64, 2
+D_FF = 512
+"""Of the convex model; the others get the width that gives them as many parameters."""
+
+LONG, SHORT = 400, 100
+"""Steps of a run, and of one that tries a learning rate."""
+
+BATCH = 8
+SEEDS = (0, 1, 2)
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, trained once.
+
+    Attributes:
+        experiment: A name of `EXPERIMENTS`.
+        name: Of the model within it.
+        model: One of `models.training.presets.MODELS`.
+        options: Of the model.
+        steps: Of training.
+        rate: Learning rate; None: the one that was best for `name` in the experiment "tuning".
+        seed: Of weights and data.
+    """
+
+    experiment: str
+    name: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int = LONG
+    rate: float | None = None
+    seed: int = 0
+
+    def key(self) -> str:
+        """What tells it from all others, settings included."""
+        return repr(sorted(asdict(self).items()))
+
+
+def _contenders() -> dict[str, tuple[str, dict[str, Any]]]:
+    fused = {name: ("maha", SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
+    return fused | {name: (name, SIZES | options) for name, options in OTHERS.items()}
+
+
+def _tuning() -> list[Cell]:
+    return [
+        Cell("tuning", name, model, options, steps=SHORT, rate=rate)
+        for name, (model, options) in _contenders().items()
+        for rate in RATES
+    ]
+
+
+def _books() -> list[Cell]:
+    return [
+        Cell("books", name, model, options, seed=seed)
+        for seed in SEEDS
+        for name, (model, options) in _contenders().items()
+    ]
+
+
+def _unrolled() -> list[Cell]:
+    """The convex fusion, trained through so many steps of an approximation in place of the exact answer."""
+    base = SIZES | SCALES | FUSIONS["convex"]
+    ways: dict[str, dict[str, Any]] = {
+        f"{solver}, {steps} steps": {"solver": solver, "gradient": "unrolled", "solver_options": {"unroll": steps}}
+        for solver in ("projected_gradient", "mirror_descent")
+        for steps in (1, 3, 10, 30)
+    }
+    ways["one step of gradient"] = {"solver": "projected_gradient", "gradient": "one_step"}
+    return [
+        Cell("unrolled", name, "maha", base | way, seed=seed, rate=2e-3) for seed in SEEDS for name, way in ways.items()
+    ]
+
+
+def _ablations() -> list[Cell]:
+    base = SIZES | SCALES
+    ways: dict[str, dict[str, Any]] = {f"{L} scales": {"num_scales": L, "compression_ratio": 2} for L in range(2, 7)}
+    ways |= {
+        "pooling": {"decomposition": "pool"},
+        "without gating": {"gating": False},
+        "without dilated convolution": {"conv_kernel": 0},
+        "coarse queries": {"query_resolution": "coarse"},
+        "projections of each scale": {"projections": "scale"},
+        "weights of each head": {"granularity": "token_head"},
+        "learned prices": {"prices": "learned"},
+        "ridge 0.1": {"ridge": 0.1},
+        "ridge 1": {"ridge": 1.0},
+        "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
+        "free weights": {"feasible": "free"},
+        "nash, weights of each head": {"aggregation_strategy": "nash", "granularity": "token_head"},
+        "nash on the simplex": {"aggregation_strategy": "nash", "feasible": "simplex"},
+        "gate, weights of each head": {"aggregation_strategy": "gate", "granularity": "token_head"},
+        "sparse gate": {"aggregation_strategy": "gate", "solver": "pivot"},
+    }
+    return [
+        Cell("ablations", name, "maha", base | way, seed=seed, rate=2e-3)
+        for seed in SEEDS
+        for name, way in ways.items()
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[], list[Cell]]] = {
+    "tuning": _tuning,
+    "books": _books,
+    "unrolled": _unrolled,
+    "ablations": _ablations,
+}
+
+
+def cells_of(experiments: Sequence[str]) -> list[Cell]:
+    """The cells of some experiments, in the order in which they are best run.
+
+    Raises:
+        ValueError: There is no such experiment.
+    """
+    for name in experiments:
+        if name not in EXPERIMENTS:
+            raise ValueError(f"--experiments must be of {', '.join(EXPERIMENTS)}, but got {name!r}.")
+    return [cell for name in experiments for cell in EXPERIMENTS[name]()]

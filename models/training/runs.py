@@ -1,0 +1,170 @@
+"""A run of training, from its settings to a model in a folder; `transformers.Trainer` does the work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+
+from models.training.checkpoints import CheckpointError, SafeTrainer, checkpoints, last_whole_checkpoint
+from models.training.curves import CurveWriter
+from models.training.presets import make_config
+from models.training.settings import SETTINGS_FILE, Settings
+from models.training.tasks import Task, make_task
+from models.training.tokens import make_tokenizer
+
+__all__ = ["Finished", "make_model", "resume", "train"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has come to its end.
+
+    Attributes:
+        folder: Where the model, its tokenizer and the curve are.
+        model: It.
+        metrics: Of the last evaluation: `eval_loss` in nats per token, and others.
+        history: What the trainer logged, see `models.training.curves.curve`.
+        parameters: How many the model has.
+        bytes_per_token: Of the text that it was judged by; None: it does not guess a text token by token.
+        main: Whether this process is the one that speaks for all.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    parameters: int
+    bytes_per_token: float | None
+    main: bool
+
+
+def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
+    """Trains a model from its first weights.
+
+    Args:
+        settings: What to do; they are written to the folder.
+        folder: New, or empty.
+        say: Takes lines of words about how it goes.
+        bar: Whether to show a progress bar, rather than say a line at every step that is logged.
+
+    Raises:
+        ValueError, TypeError: A setting is of no use.
+        TextError: The data cannot be used.
+        CheckpointError: The folder holds a run already, or a checkpoint cannot be written.
+    """
+    if PartialState().is_main_process:
+        if (folder / SETTINGS_FILE).exists() or checkpoints(folder):
+            raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+    return _run(settings, folder, None, say, bar)
+
+
+def resume(folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
+    """Goes on with a run from its last whole checkpoint, as if it had never stopped.
+
+    Args:
+        folder: Of the run.
+        say: See `train`.
+        bar: See `train`.
+
+    Raises:
+        FileNotFoundError: It is not the folder of a run.
+        CheckpointError: There is no whole checkpoint in it, or one cannot be written.
+    """
+    settings = Settings.load(folder)
+    checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder} has no whole checkpoint to go on from: remove it and train anew.")
+    say(f"Going on from {checkpoint.name}.")
+    return _run(settings, folder, checkpoint, say, bar)
+
+
+def make_model(settings: Settings, task: Task, **tokens: Any) -> PreTrainedModel:
+    """The model of a run with its first weights, which its seed sets.
+
+    Args:
+        settings: Of the run.
+        task: Of the run.
+        tokens: Number of tokens and the special ones, by the names that configurations give them.
+    """
+    set_seed(settings.seed)
+    options = {**settings.options, **task.options, **tokens}
+    config = make_config(
+        settings.model, context=settings.context, window=settings.window, levels=settings.levels, **options
+    )
+    return task.model_class(config)
+
+
+def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callable[[str], None], bar: bool) -> Finished:
+    tokenizer = make_tokenizer(settings.tokenizer)
+    task = make_task(settings, tokenizer)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = make_model(settings, task, vocab_size=len(tokenizer), **special)
+    parameters = model.num_parameters()
+    arguments = _arguments(settings, folder, bar)
+    trainer = SafeTrainer(
+        model,
+        arguments,
+        data_collator=cast(Any, task.collator),
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        processing_class=tokenizer,
+        compute_metrics=task.metrics,
+        callbacks=[CurveWriter(folder, (lambda line: None) if bar else say, task.bytes_per_token)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    main = trainer.is_world_process_zero()
+    if main:
+        settings.save(folder)
+        say(f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from.")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    metrics = trainer.evaluate()
+    trainer.save_model(str(folder))
+    return Finished(folder, model, metrics, trainer.state.log_history, parameters, task.bytes_per_token, main)
+
+
+def _arguments(settings: Settings, folder: Path, bar: bool) -> TrainingArguments:
+    ours: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.batch,
+        "per_device_eval_batch_size": settings.batch,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(settings.warmup * settings.steps),
+        "weight_decay": settings.weight_decay,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not a number is to be seen
+        "eval_strategy": "steps",
+        "eval_steps": settings.evaluate_every,
+        "prediction_loss_only": settings.task != "classify",
+        "save_steps": settings.save_every,
+        "save_total_limit": settings.keep,
+        "seed": settings.seed,
+        "bf16": settings.precision == "bf16",
+        "fp16": settings.precision == "fp16",
+        "use_cpu": settings.device == "cpu",
+        "dataloader_pin_memory": settings.device != "cpu" and torch.cuda.is_available(),
+        "disable_tqdm": not bar,
+        "report_to": "tensorboard" if find_spec("tensorboard") else "none",
+        "include_for_metrics": [],
+    }
+    try:
+        return TrainingArguments(**ours | settings.trainer)
+    except TypeError as error:
+        raise ValueError(f"transformers.TrainingArguments does not take this: {error}.") from None
+
+
+logging.getLogger("transformers.trainer").addFilter(
+    # said for every task whose tokenizer has other special tokens than the configuration, though it has been dealt with
+    lambda record: "The tokenizer has new PAD/BOS/EOS tokens" not in record.getMessage()
+)
