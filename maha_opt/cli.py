@@ -513,6 +513,54 @@ def generate(
         raise typer.Exit(work(request, console, errors))
 
 
+@app.command()
+def inspect(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a model and its tokenizer, as save_pretrained writes them; or of a training run, whose "
+            "newest checkpoint is taken if there is no model in the folder itself."
+        ),
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file to read. Default: the middle of a novel that is built in.")
+    ] = None,
+    passage: Annotated[str | None, typer.Option(help="What to read, literally, in place of a file.")] = None,
+    start: Annotated[
+        int | None, typer.Option(min=0, help="Character of the text to start at. Default: a paragraph in its middle.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Number of tokens. Default: 256, or as many as the model takes.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="Solver of the fusions, in place of the model's own; see maha-opt solvers.")
+    ] = None,
+    block: Annotated[str, typer.Option(help="Blocks to look at, from 1, with commas; 'all' for every one.")] = "all",
+    output: Annotated[Path | None, typer.Option(help="Folder for the results. Default: RUN/inspect.")] = None,
+) -> None:
+    """Look inside a model: which scales every token of a passage uses, and who attends to whom.
+
+    Prints how much each scale is used, and writes the weights of all tokens to weights.csv and the pictures
+    weights.png, scales.png and attention.png.
+    """
+    console, errors = Console(), Console(stderr=True)
+    with _words_for_errors(errors, extra="hf"):
+        from maha_opt.cli_inspect import Request
+        from maha_opt.cli_inspect import run as look
+
+        request = Request(
+            run=run,
+            text=text,
+            passage=passage,
+            start=start,
+            length=length,
+            solver=solver,
+            block=block,
+            output=output,
+        )
+        raise typer.Exit(look(request, console, errors))
+
+
 @contextmanager
 def _words_for_errors(errors: Console, extra: str | None = None) -> Iterator[None]:
     """Ends the command with an exit code and one line of words where it is interrupted or fails.

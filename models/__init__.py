@@ -17,6 +17,7 @@ from models.gating import CrossScaleGating
 from models.generation import generate
 from models.hierarchical_decoder import HierarchicalDecoder
 from models.hierarchical_decoder import HierarchicalDecoder as Decoder
+from models.inspection import BlockRecord, inspect_transformer
 from models.tasks import CausalLanguageModel, EncoderDecoder, MaskedLanguageModel, SequenceClassifier
 from models.transformer import MAHATransformer
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BlockRecord",
     "CausalLanguageModel",
     "CrossScaleGating",
     "Decoder",
@@ -57,6 +59,7 @@ __all__ = [
     "OptimizationDrivenAggregation",
     "SequenceClassifier",
     "generate",
+    "inspect_transformer",
     "scales_for",
 ]
 

@@ -1,0 +1,215 @@
+r"""What a transformer does with a passage: the weights of its fusions, and who attends to whom at every scale.
+
+The model runs as it always does; what goes into each fusion is caught on the way, and everything else follows from it.
+At scale `l`, with the queries `Q_l`, keys `K_l` and values `V_l` of `models.attention`, the probabilities are
+
+    P_l = softmax(Q_l K_lᵀ / √d_head + mask_l),   so that   Y_l = P_l V_l   (per head),
+
+`mask_l` being 0 where the window and causality let a query see a cell, and −∞ elsewhere. They are written out densely,
+which the model itself never does, so this is for passages of some hundreds of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from models.attention import MultiscaleAttention
+from models.block import MAHABlock
+from models.columns import as_mask, real_columns
+from models.decomposition import Packing
+from models.transformer import MAHATransformer
+
+__all__ = ["MAX_TOKENS", "BlockRecord", "attention_probabilities", "inspect_transformer"]
+
+MAX_TOKENS = 4096
+"""Above this, the dense maps of a single head would take more than 64 MiB."""
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What one block did with a batch of passages of n tokens.
+
+    Weights stand in the order of the tokens as they were given. Attention counts real tokens only: row and column j of
+    a map are about the cell of the tokens `j·stride … (j+1)·stride − 1` of these, or, where every token asks, the row
+    is about token j.
+
+    Attributes:
+        weights: (batch, n, heads, L), in at least float32: of the fusion. `heads` is 1 where all heads share their
+            weights; tokens that share theirs have the same. NaN where a scale is not available and at padding.
+        available: (batch, n, L) bool, which scales exist for a token; False at padding.
+        residual: (batch, n, heads), the solver's natural residual; NaN at padding.
+        attention: for each scale, (batch, heads of the attention, queries, cells), in at least float32. Rows of queries
+            that do not exist, and of tokens that read no cell yet, are zero; all others sum to 1.
+        strides: for each scale, the tokens in a cell.
+        query_resolution: whether the queries are cells ("coarse") or tokens ("fine").
+    """
+
+    weights: Tensor
+    available: Tensor
+    residual: Tensor
+    attention: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    query_resolution: Literal["coarse", "fine"]
+
+
+class _Fused(NamedTuple):
+    """What went into the fusion of a block, in packed rows."""
+
+    scales: Tensor
+    available: Tensor | None
+    inputs: Tensor
+    mask: Tensor | None
+
+
+@torch.no_grad()
+def inspect_transformer(
+    transformer: MAHATransformer,
+    x: Tensor,
+    mask: Tensor | None = None,
+    *,
+    memory: Tensor | None = None,
+    memory_mask: Tensor | None = None,
+) -> list[BlockRecord]:
+    """Runs a model once, in evaluation mode and without gradients, and records what every block did.
+
+    Args:
+        transformer: the model; in whichever mode it was, it is afterwards.
+        x: (batch, n) integer tokens, or their embeddings (batch, n, d_model); n at most `MAX_TOKENS`.
+        mask: (batch, n) bool or 0/1, True where the token is real; None: all are.
+        memory: (batch, m, d_model), what a model with `cross_attention` attends to.
+        memory_mask: (batch, m) bool or 0/1, where the memory is real; None: everywhere.
+
+    Returns:
+        A record for each block.
+
+    Raises:
+        ValueError: there are more than `MAX_TOKENS` tokens, or as `MAHATransformer`.
+        TypeError: as `MAHATransformer`.
+    """
+    if x.ndim > 1 and x.shape[1] > MAX_TOKENS:
+        raise ValueError(
+            f"x must have at most {MAX_TOKENS} tokens, but has {x.shape[1]}: the attention of every token to every "
+            "other is written out. Inspect a part of it."
+        )
+    with _evaluating(transformer), _caught(transformer) as caught:
+        transformer(x, mask, memory=memory, memory_mask=memory_mask)
+        packing = None if mask is None else Packing.from_mask(as_mask("mask", mask, x.shape[:2]))
+        return [_record(*pair, packing) for pair in zip(transformer._blocks(), caught, strict=True)]
+
+
+@torch.no_grad()
+def attention_probabilities(
+    attention: MultiscaleAttention, x: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Who attends to whom: the probabilities P_l with which `attention.answers(x, lengths)` averages its values.
+
+    Args:
+        attention: the attention of a block.
+        x: (batch, n, d_model), packed rows, what goes into the attention.
+        lengths: (batch,) integer, number of real tokens of each row; None: all are.
+
+    Returns:
+        For each scale, as `BlockRecord.attention` says.
+    """
+    n, r = x.shape[1], attention.decomposition.compression_ratio
+    ends = torch.full(x.shape[:1], n, device=x.device) if lengths is None else lengths
+    maps = []
+    # What a layer projects and how far it sees is asked of the layer; only the softmax is done again, in the open.
+    for scale, (_, queries, keys, _) in enumerate(attention._scales(x, lengths)):
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        scores = torch.einsum("bqhc,bkhc->bhqk", queries.to(dtype), keys.to(dtype)) / queries.shape[3] ** 0.5
+        seen = _seen(attention, scale, queries.shape[1], r**scale, keys.shape[1], ends)[:, None]
+        # A softmax over nothing is NaN; those rows are cleared.
+        maps.append(scores.masked_fill(~seen, -torch.inf).softmax(3).masked_fill(~seen, 0))
+    return tuple(maps)
+
+
+def _seen(
+    attention: MultiscaleAttention, scale: int, num_queries: int, stride: int, num_cells: int, ends: Tensor
+) -> Tensor:
+    """Which cells a query sees: (batch, queries, cells) bool, False throughout for queries that do not exist."""
+    query = torch.arange(num_queries, device=ends.device)[:, None]
+    cell = torch.arange(num_cells, device=ends.device)
+    if attention.query_resolution == "coarse":
+        own, asks = query, attention.decomposition.cell_mask(num_queries * stride, scale, ends)[:, :, None]
+    else:  # a token asks beside the cell that it reads
+        own = (query + 1) // stride - 1 if attention.causal else query // stride
+        asks = query < ends[:, None, None]
+    distance, window = cell - own, attention._window(scale)
+    if attention.causal:
+        near = (distance <= 0) & (True if window is None else distance > -window)
+    else:
+        near = torch.ones_like(distance, dtype=torch.bool) if window is None else distance.abs() <= window // 2
+    exists = attention.decomposition.cell_mask(num_cells * stride, scale, ends)[:, None]
+    return near & exists & asks
+
+
+def _record(block: MAHABlock, fused: _Fused, packing: Packing | None) -> BlockRecord:
+    attention, fusion = block.attention, block.aggregation.fusion
+    batch, n, scales, _ = fused.scales.shape
+    solution = fusion(fused.scales, fused.available, fused.inputs, fused.mask).solution
+    weights, residual = solution.weights, solution.residual
+    if fusion.granularity in ("sequence", "head"):  # one problem for all tokens
+        weights, residual = (y[:, None].expand(batch, n, *y.shape[1:]) for y in (weights, residual))
+    if fusion.granularity in ("token", "sequence"):  # one problem for all heads
+        weights, residual = weights[:, :, None], residual[:, :, None]
+    lengths = None if packing is None else packing.lengths
+    ends = torch.full((batch,), n, device=weights.device) if lengths is None else lengths
+    real = real_columns(n, ends)
+    available = real[:, :, None].expand(batch, n, scales)
+    if fused.available is not None:
+        available = available & fused.available
+    weights = weights.masked_fill(~available[:, :, None], torch.nan)
+    residual = residual.masked_fill(~real[:, :, None], torch.nan)
+    return BlockRecord(
+        weights=_as_given(weights, packing, torch.nan),
+        available=_as_given(available, packing, False),
+        residual=_as_given(residual, packing, torch.nan),
+        attention=attention_probabilities(attention, fused.inputs, lengths),
+        strides=tuple(attention.decomposition.compression_ratio**scale for scale in range(scales)),
+        query_resolution=attention.query_resolution,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _as_given(y: Tensor, packing: Packing | None, missing: float) -> Tensor:
+    """Packed rows (batch, n, ...) in the order of the tokens as they were given; columns that were cut are missing."""
+    if packing is None:
+        return y
+    cut = packing.order.shape[1] - y.shape[1]
+    return packing.unpack(pad(y, (*(0, 0) * (y.ndim - 2), 0, cut), value=missing))
+
+
+@contextmanager
+def _evaluating(transformer: MAHATransformer) -> Iterator[None]:
+    """Evaluation mode within it, and afterwards for every module the mode that it was in."""
+    before = [(module, module.training) for module in transformer.modules()]
+    transformer.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _caught(transformer: MAHATransformer) -> Iterator[list[_Fused]]:
+    """A list that grows by what goes into the fusion of each block that runs within it."""
+    caught: list[_Fused] = []
+
+    def catch(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        del module, options
+        caught.append(_Fused(*arguments))
+
+    hooks = [block.aggregation.register_forward_pre_hook(catch, with_kwargs=True) for block in transformer._blocks()]
+    try:
+        yield caught
+    finally:
+        for hook in hooks:
+            hook.remove()
