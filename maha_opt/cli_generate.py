@@ -47,7 +47,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     del errors
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer, _, _ = load(request.run, request.device)
+    model, tokenizer, _ = load(request.run, request.device)
     if not hasattr(model, "generate"):
         raise ValueError(f"{request.run} holds a {type(model).__name__}, which writes no text.")
     within = contextlib.nullcontext()

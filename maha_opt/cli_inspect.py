@@ -6,10 +6,8 @@ This is a part of the command line, the only place of this package that may impo
 from __future__ import annotations
 
 import csv
-import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from maha_opt.contenders import Contender
 from maha_opt.text import novel, read_text
 from models.inspection import BlockRecord, inspect_transformer
+from models.training.loading import load
 from models.transformer import MAHATransformer
 
 CSV, WEIGHTS, SCALES, ATTENTION = "weights.csv", "weights.png", "scales.png", "attention.png"
@@ -82,12 +83,13 @@ def run(request: Request, console: Console, errors: Console) -> int:
 
     Raises:
         ValueError, OSError: If the model, the passage, an option or the folder is of no use.
-        ImportError: If `transformers` is missing.
     """
-    folder = model_folder(request.run)
-    transformer, tokenizer = load(folder, request.run)
+    model, tokenizer, _ = load(request.run)
+    transformer = transformer_of(request.run, model)
     if request.solver is not None:
-        transformer.set_solver(request.solver)
+        contender = Contender.parse(request.solver)
+        options: dict[str, Any] = dict(contender.options)
+        transformer.set_solver(contender.solver, **options)
     ids = passage_ids(request, tokenizer, transformer)
     blocks = parse_blocks(request.block, len(transformer.layers))
     records = inspect_transformer(transformer, ids[None])
@@ -101,80 +103,18 @@ def run(request: Request, console: Console, errors: Console) -> int:
     return 0
 
 
-def model_folder(run: Path) -> Path:
-    """The folder with the model: that of the run itself, or else of its newest checkpoint.
+def transformer_of(run: Path, model: PreTrainedModel) -> MAHATransformer:
+    """The transformer in a model; of an encoder-decoder it is the encoder, which reads.
 
     Raises:
-        ValueError: If there is neither.
+        ValueError: It has no scales, or only one.
     """
-    if not run.is_dir():
-        raise ValueError(
-            f"There is no folder {run}." if not run.exists() else f"{run} is a file, not a model's folder."
-        )
-    if (run / "config.json").exists():
-        return run
-    checkpoints = [path for path in run.glob("checkpoint-*") if path.name[11:].isdecimal() and path.is_dir()]
-    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name[11:]), reverse=True):
-        if (checkpoint / "config.json").exists():
-            return checkpoint
-    raise ValueError(
-        f"{run} is not a model: it has no config.json, as save_pretrained writes it, and no checkpoint-N that has one."
-    )
-
-
-def load(folder: Path, run: Path) -> tuple[MAHATransformer, Any]:
-    """The transformer in a saved model, on the CPU in float32, and the tokenizer beside it or in the run's folder.
-
-    Of an encoder-decoder it is the encoder, which reads.
-
-    Raises:
-        ValueError: If it is no MAHA model or has one scale only, or there are no weights or no tokenizer.
-        ImportError: If `transformers` is missing.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError(f"{folder / 'config.json'} is not JSON.") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "maha":
-        raise ValueError(f"{folder} holds a model of type {kind!r}; only 'maha' has scales to look at.")
-    if config.get("num_scales") == 1:
-        raise ValueError(f"{folder} holds a model with one scale only: its weights are 1 everywhere.")
-    import models
-
-    names = [name for name in config.get("architectures") or () if name in models.__all__]
-    kind = getattr(models, names[0] if names else "MAHAModel")
-    with _quiet():
-        model, info = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
-    if info["missing_keys"]:  # they would be drawn at random
-        raise ValueError(f"{folder} lacks weights of its model, such as {min(info['missing_keys'])}.")
-    transformer = next(module for module in model.modules() if isinstance(module, MAHATransformer))
-    return transformer, _tokenizer(folder, run)
-
-
-def _tokenizer(folder: Path, run: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    for place in dict.fromkeys((folder, run)):
-        with _quiet(), suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # ways to say there is none
-            return AutoTokenizer.from_pretrained(place, local_files_only=True)
-    raise ValueError(f"{folder} has no tokenizer: save it there too, with tokenizer.save_pretrained.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and reports of `transformers` within it."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    transformer = next((module for module in model.modules() if isinstance(module, MAHATransformer)), None)
+    if transformer is None:
+        raise ValueError(f"{run} holds a model of type {model.config.model_type!r}: only 'maha' has scales to look at.")
+    if model.config.num_scales == 1:
+        raise ValueError(f"{run} holds a model with one scale only: its weights are 1 everywhere.")
+    return transformer
 
 
 def passage_ids(request: Request, tokenizer: Any, transformer: MAHATransformer) -> Tensor:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer
 
-__all__ = ["CheckpointError", "SafeTrainer", "checkpoints", "is_whole", "last_whole_checkpoint"]
+__all__ = ["CheckpointError", "SafeTrainer", "checkpoints", "has_weights", "is_whole", "last_whole_checkpoint"]
 
 PREFIX = "checkpoint-"
 
@@ -77,12 +77,21 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint can be gone on from."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # it is written last
-        for weights in checkpoint.glob("*.safetensors"):
-            with safe_open(weights, framework="pt") as file:  # checks the header against the size
-                file.keys()
         for name in ("optimizer.pt", "scheduler.pt"):  # archives, whose directory stands at their end
             with zipfile.ZipFile(checkpoint / name) as archive:
                 archive.namelist()
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
-    return any(checkpoint.glob("*.safetensors"))
+    return has_weights(checkpoint)
+
+
+def has_weights(checkpoint: Path) -> bool:
+    """Whether a folder holds a model, written to its end."""
+    files = list(checkpoint.glob("*.safetensors"))
+    try:
+        for weights in files:
+            with safe_open(weights, framework="pt") as file:  # checks the header against the size
+                file.keys()
+    except (OSError, SafetensorError):
+        return False
+    return bool(files) and (checkpoint / "config.json").is_file()

@@ -1,0 +1,41 @@
+"""A small run that the tests of training share."""
+
+import pytest
+
+pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[train]'")
+
+from models.training.runs import train
+from models.training.settings import Settings
+
+SMALL = {
+    "d_model": 32,
+    "num_heads": 2,
+    "num_layers": 1,
+    "d_ff": 64,
+    "num_scales": 3,
+    "compression_ratio": 2,
+    "query_resolution": "fine",
+    "projections": "shared",
+    "dropout": 0.1,
+}
+
+
+def settings(**changes):
+    """Settings of a run of some seconds."""
+    small = {
+        "context": 64,
+        "window": 8,
+        "steps": 30,
+        "batch": 4,
+        "evaluate_every": 10,
+        "save_every": 10,
+        "log_every": 5,
+    }
+    options = SMALL | changes.pop("options", {})
+    return Settings(**small | {"options": options, "device": "cpu", "most_blocks": 16} | changes)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run that came to its end; not to be written to."""
+    return train(settings(), tmp_path_factory.mktemp("run") / "run", say=lambda line: None)
