@@ -1,4 +1,4 @@
-"""Pictures. The only module that imports matplotlib; it belongs to the extra ``study``."""
+"""Accuracy against time: what every solver costs, and how far off it is."""
 
 from __future__ import annotations
 
