@@ -1,2 +1,7 @@
+"""Approximations held against exact solutions, across seeds; belongs to the extra ``study``."""
+
+from maha_opt.validation.bootstrap import confidence
+from maha_opt.validation.comparison import compare
 from maha_opt.validation.random_problems import Difficulty
-__all__=["Difficulty"]
+
+__all__ = ["Difficulty", "compare", "confidence"]
