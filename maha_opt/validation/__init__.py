@@ -2,6 +2,7 @@
 
 from maha_opt.validation.bootstrap import confidence
 from maha_opt.validation.comparison import compare
+from maha_opt.validation.convergence import Convergence, convergence
 from maha_opt.validation.random_problems import Difficulty
 
-__all__ = ["Difficulty", "compare", "confidence"]
+__all__ = ["Convergence", "Difficulty", "compare", "confidence", "convergence"]
