@@ -3,6 +3,7 @@
 from maha_opt.validation.bootstrap import confidence
 from maha_opt.validation.comparison import compare
 from maha_opt.validation.convergence import Convergence, convergence
+from maha_opt.validation.path import SolutionPath, solution_path
 from maha_opt.validation.random_problems import Difficulty
 
-__all__ = ["Convergence", "Difficulty", "compare", "confidence", "convergence"]
+__all__ = ["Convergence", "Difficulty", "SolutionPath", "compare", "confidence", "convergence", "solution_path"]
