@@ -1,11 +1,18 @@
 """Error against iteration, with the spread over seeds, and how fast theory says that it falls."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maha_opt.plots.styles import axes_or_new, styles_of, words
+from maha_opt.plots.styles import axes_or_new, legend_below, styles_of, words
 from maha_opt.validation.convergence import FLOOR, Convergence
 
 LEAST = 1e-14
@@ -42,20 +49,20 @@ def convergence_curves(found: Convergence, problem: str | None = None, ax: Axes 
         spread = own.groupby("iteration")["error"].quantile([*BAND, 0.5]).unstack().clip(LEAST, 1e6)
         label = f"{words(str(solver))}: {_rates(rates[rates['solver'] == solver])}"
         ax.plot(spread.index, spread[0.5], color=colour, marker=marker, markevery=0.12, markersize=5, label=label)
-        ax.fill_between(spread.index, spread[BAND[0]], spread[BAND[1]], color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(spread.index, spread[BAND[0]], spread[BAND[1]], color=colour, alpha=0.12, linewidth=0)
     ax.axhspan(LEAST, FLOOR, color="0.93", zorder=0)
-    ax.text(0.01, FLOOR / 4, "rounding", color="0.45", fontsize=8, va="top", transform=ax.get_yaxis_transform())
+    ax.text(0.01, FLOOR / 2, "rounding", color="0.45", fontsize=8, va="top", transform=ax.get_yaxis_transform())
     ax.set(yscale="log", ylim=(LEAST, None), xlabel="iteration $k$", ylabel="error $\\|w_k - w^*\\|_2$ (weights)")
     ax.set_xscale("symlog", linthresh=10, linscale=0.6)
     ax.set_xlim(0, errors["iteration"].max())
     seeds = errors["seed"].nunique()
     ax.set_title(f"{problem}: median and middle 80 % of {seeds} seeds", fontsize=10)
-    ax.legend(title="solver: fitted rate per iteration (theory)", fontsize=7, title_fontsize=7, loc="lower left")
+    legend_below(ax, columns=1, title="solver: fitted rate per iteration (theory)", title_fontsize=8)
     ax.grid(True, which="major", color="0.92", linewidth=0.8)
     return ax
 
 
-def save_convergence(found: Convergence, path: str) -> None:
+def save_convergence(found: Convergence, path: Path) -> None:
     """Draws `convergence_curves` of every problem into one file; needs no display.
 
     Args:
@@ -65,7 +72,7 @@ def save_convergence(found: Convergence, path: str) -> None:
     names = list(dict.fromkeys(found.errors["problem"]))
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(6.6 * columns, 4.6 * rows), layout="constrained")
+    figure = Figure(figsize=(6.6 * columns, 6.0 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for name, ax in zip(names, axes, strict=False):
         convergence_curves(found, name, ax)
@@ -74,7 +81,7 @@ def save_convergence(found: Convergence, path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _rates(rates) -> str:  # noqa: ANN001
+def _rates(rates: pd.DataFrame) -> str:
     lost = (rates["status"] == "diverged").sum()
     theory = "" if rates["theory"].iloc[0] == "none" else f"{rates['theoretical'].median():.3f}"
     guide = "≈ " if rates["theory"].iloc[0] == "guide" else ""

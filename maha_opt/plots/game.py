@@ -10,12 +10,12 @@ import torch
 from matplotlib.axes import Axes
 
 from maha_opt.contenders import Contender
-from maha_opt.plots.styles import axes_or_new, styles_of, words
+from maha_opt.plots.styles import axes_or_new, legend_below, styles_of, words
 from solvers import AffineVI, solve
 from solvers.iterate import Iterative, trajectory
 from solvers.prox import prox
 
-COLOURS = ("#0072B2", "#E69F00")
+COLOURS = ("#0072B2", "#CC79A7")
 """Of the two players, apart from those of the solvers that are drawn by default."""
 
 
@@ -70,7 +70,7 @@ def two_player_game(
                  f"{float(M[0, 0]):.2g} and {float(M[1, 1]):.2g}", fontsize=10)  # fmt: skip
     ax.set(xlabel="weight $w_1$ of player 1", ylabel="weight $w_2$ of player 2", xlim=limits, ylim=limits)
     ax.set_aspect("equal")
-    ax.legend(loc="upper right", fontsize=8, framealpha=0.95)
+    legend_below(ax)
     return ax
 
 

@@ -1,5 +1,9 @@
 """What gradients an approximate solver gives after so many iterations."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
 from __future__ import annotations
 
 from itertools import product
@@ -8,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from maha_opt.plots.styles import axes_or_new, styles_of, words
+from maha_opt.plots.styles import axes_or_new, legend_below, styles_of, words
 from maha_opt.validation.bootstrap import confidence
 
 LINES = {"implicit": "-", "unrolled": "--", "one_step": ":"}
@@ -56,6 +60,6 @@ def gradient_error_against_iterations(table: pd.DataFrame, problem: str | None =
     ax.set_title(f"{problem}: gradients after K iterations, {seeds} seed{'' if seeds == 1 else 's'}", fontsize=10)
     handles = [Line2D([], [], color=styles[s][0], marker=styles[s][1], label=words(s)) for s in solvers]
     handles += [Line2D([], [], color="0.3", linestyle=LINES[mode], label=words(mode)) for mode in modes]
-    ax.legend(handles=handles, fontsize=8)
+    legend_below(ax, handles=handles)
     ax.grid(True, which="major", color="0.92", linewidth=0.8)
     return ax

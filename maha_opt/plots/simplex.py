@@ -7,10 +7,11 @@ from typing import cast
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from maha_opt.contenders import Contender
-from maha_opt.plots.styles import axes_or_new, styles_of, words
+from maha_opt.plots.styles import axes_or_new, legend_below, styles_of, words
 from solvers import AffineVI, Simplex, exploitability, solve
 from solvers.iterate import Iterative, trajectory
 
@@ -55,7 +56,8 @@ def simplex_of_three(
     x, y = _plane(w.numpy()).T
     top = float(height.max())
     levels = top * 4.0 ** -np.arange(7, -1, -1)
-    filled = ax.tricontourf(x, y, height.clamp_min(levels[0] / 4).numpy(), [0.0, *levels], cmap="Blues", alpha=0.75)
+    shades = colormaps["Blues"](np.linspace(0.05, 0.75, len(levels)))
+    filled = ax.tricontourf(x, y, height.clamp_min(levels[0] / 4).numpy(), [0.0, *levels], colors=shades)
     ax.tricontour(x, y, height.numpy(), levels, colors="white", linewidths=0.7)
     bar = ax.figure.colorbar(filled, ax=ax, shrink=0.75, label=f"{what} (units of $q$)", ticks=levels)
     bar.ax.set_yticklabels([f"{level:.1g}" for level in levels])
@@ -70,11 +72,13 @@ def simplex_of_three(
     for corner, (dx, dy), i in zip(CORNERS, ((-0.02, -0.05), (0.02, -0.05), (0.0, 0.03)), (1, 2, 3), strict=True):
         ax.text(corner[0] + dx, corner[1] + dy, f"all on scale {i}", ha="center", fontsize=9)
     weights = ", ".join(f"{value:.2f}" for value in exact)
-    ax.set_title(f"Mixtures of three scales: {'a game' if game else 'a convex program'} with $w^*$ = ({weights})")
-    ax.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.1, 0.95))
+    ax.set_title(
+        f"Mixtures of three scales: {'a game' if game else 'a convex program'} with $w^*$ = ({weights})", fontsize=10
+    )
+    ax.set(aspect="equal", xlim=(-0.12, 1.12), ylim=(-0.1, 0.97))
     ax.set(xlabel="weight of scale 2 + ½ weight of scale 3", ylabel="√¾ · weight of scale 3")
     ax.spines[:].set_visible(False)
-    ax.legend(loc="upper left", fontsize=8, framealpha=0.9)
+    legend_below(ax)
     return ax
 
 

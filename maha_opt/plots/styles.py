@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -29,6 +30,11 @@ def words(label: str) -> str:
     'best response, sweep gauss seidel'
     """
     return label.replace("accelerate=0", "not accelerated").replace("_", " ").replace("=", " ").replace(":", ", ")
+
+
+def legend_below(ax: Axes, columns: int = 2, **options: Any) -> None:
+    """A legend under the axes, where it covers nothing."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=columns, frameon=False, fontsize=8, **options)
 
 
 def axes_or_new(ax: Axes | None, width: float = 6.4, height: float = 4.8) -> Axes:

@@ -1,5 +1,9 @@
 """How sure the numbers of a table are: bootstrap confidence intervals over seeds."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -58,7 +62,7 @@ def confidence(
         if len(sample) > 1:
             interval = bootstrap(
                 (sample,), function, n_resamples=resamples, confidence_level=level, method="percentile",
-                random_state=np.random.default_rng(seed),
+                rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
             low, high = interval
         rows.append((*key, float(function(sample)), float(low), float(high), len(sample)))

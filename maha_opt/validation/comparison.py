@@ -1,5 +1,9 @@
 """Every solver and every gradient against exact solutions, over seeds, as a tidy table."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,5 +1,9 @@
 """How the errors of the approximate solvers fall: fitted rates beside the theoretical ones, over seeds."""
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
 from __future__ import annotations
 
 from collections.abc import Iterable

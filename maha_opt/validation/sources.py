@@ -23,7 +23,7 @@ def named(problems: Sources) -> dict[str, Source]:
         TypeError: If one of them is neither problems nor callable.
         ValueError: If there are none.
     """
-    sources = dict(problems) if isinstance(problems, Mapping) else {"problem": problems}
+    sources: dict[str, Source] = dict(problems) if isinstance(problems, Mapping) else {"problem": problems}
     if not sources:
         raise ValueError("problems must name at least one source, but is empty.")
     for name, source in sources.items():
