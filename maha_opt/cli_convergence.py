@@ -67,9 +67,10 @@ def run(request: Request, console: Console, errors: Console) -> int:
         write(folder, found, request, problems, seconds)
     for name in problems:
         console.print(table(found.rates[found.rates["problem"] == name], name))
+        console.print()
     console.print("\n".join([CAPTION, *advice(found.rates)]), highlight=False, soft_wrap=True)
     files = f"{ERRORS}, {RATES}, {JSON}, {PICTURE}"
-    console.print(f"{seconds} s. Written to {escape(str(folder))}: {files}", highlight=False)
+    console.print(f"{seconds} s. Written to {escape(str(folder))}: {files}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -95,14 +96,23 @@ def sources(scales: int, text: bytes) -> dict[str, Source]:
 
 def table(rates: pd.DataFrame, title: str) -> Table:
     """What was found about one kind of problem, solver by solver."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
     made.add_column("\nsolver", no_wrap=True)
-    for header in ("fitted\nrate", "middle 80 %\nof seeds", "rate in\ntheory", "gap", "steps\nto end", "di-\nverged"):
+    for header in ("fitted\nrate", "middle 80 %\nof seeds", "rate in\ntheory", "\ngap", "\nsteps", "di-\nverge"):
         made.add_column(header, justify="right", no_wrap=True)
     for solver, own in rates.groupby("solver", sort=False):
-        seen, lost = own[own["fitted"].notna()], own["status"] == "diverged"
+        lost = own["status"] == "diverged"
+        seen = own[own["fitted"].notna() & (own["theoretical"] != 0)]
         low, high = seen["fitted"].quantile(0.1), seen["fitted"].quantile(0.9)
-        sure = own[~lost & (own["theory"] == "rate")]
+        sure = seen[(seen["status"] != "diverged") & (seen["theory"] == "rate")]
         gap = (sure["fitted"] - sure["theoretical"]).abs().median()
         steps = own["iterations"].fillna(np.inf).median()
         made.add_row(
@@ -118,10 +128,10 @@ def table(rates: pd.DataFrame, title: str) -> Table:
 
 
 CAPTION = (
-    "Rate: error after one more step over error before, near the solution; medians over the seeds in which it could be "
-    "fitted. Theory: the spectral radius of the step on the active set; ≈: that of the best constant momentum, a guide "
-    "and no bound. Gap: median of |fitted − theory| where nothing diverged. Steps: until half of the seeds are down to "
-    "rounding."
+    "Rate: error after one more step over error before, near the solution; medians over the seeds whose error does not "
+    "end after finitely many steps. Theory: the spectral radius of the step on the active set; ≈: that of the best "
+    "constant momentum, a guide and no bound. Gap: median of |fitted − theory| where nothing diverged. Steps: until "
+    "half of the seeds are down to rounding."
 )
 
 

@@ -18,6 +18,9 @@ from maha_opt.validation.convergence import FLOOR, Convergence
 LEAST = 1e-14
 """Smaller errors are drawn here."""
 
+HIGHEST, TOP = 1e30, 1e2
+"""Larger errors are drawn at the first, and the picture ends at the second."""
+
 BAND = (0.1, 0.9)
 """Quantiles over the seeds between which the band lies."""
 
@@ -46,13 +49,18 @@ def convergence_curves(found: Convergence, problem: str | None = None, ax: Axes 
     styles = styles_of(found.errors["solver"].unique())
     for solver, own in errors.groupby("solver", sort=False):
         colour, marker = styles[str(solver)]
-        spread = own.groupby("iteration")["error"].quantile([*BAND, 0.5]).unstack().clip(LEAST, 1e6)
+        spread = own.groupby("iteration")["error"].quantile([*BAND, 0.5]).unstack().clip(LEAST, HIGHEST)
         label = f"{words(str(solver))}: {_rates(rates[rates['solver'] == solver])}"
         ax.plot(spread.index, spread[0.5], color=colour, marker=marker, markevery=0.12, markersize=5, label=label)
         ax.fill_between(spread.index, spread[BAND[0]], spread[BAND[1]], color=colour, alpha=0.12, linewidth=0)
     ax.axhspan(LEAST, FLOOR, color="0.93", zorder=0)
     ax.text(0.01, FLOOR / 2, "rounding", color="0.45", fontsize=8, va="top", transform=ax.get_yaxis_transform())
-    ax.set(yscale="log", ylim=(LEAST, None), xlabel="iteration $k$", ylabel="error $\\|w_k - w^*\\|_2$ (weights)")
+    ax.set(
+        yscale="log",
+        ylim=(LEAST, min(ax.get_ylim()[1], TOP)),
+        xlabel="iteration $k$",
+        ylabel="error $\\|w_k - w^*\\|_2$ (weights)",
+    )
     ax.set_xscale("symlog", linthresh=10, linscale=0.6)
     ax.set_xlim(0, errors["iteration"].max())
     seeds = errors["seed"].nunique()
@@ -82,8 +90,11 @@ def save_convergence(found: Convergence, path: Path) -> None:
 
 
 def _rates(rates: pd.DataFrame) -> str:
-    lost = (rates["status"] == "diverged").sum()
+    seeds, lost = len(rates), (rates["status"] == "diverged").sum()
+    rates = rates[rates["theoretical"] != 0]  # those that end after finitely many steps have no rate
+    if rates.empty:
+        return "ends after finitely many steps"
     theory = "" if rates["theory"].iloc[0] == "none" else f"{rates['theoretical'].median():.3f}"
     guide = "≈ " if rates["theory"].iloc[0] == "guide" else ""
     text = f"{rates['fitted'].median():.3f}" + (f" ({guide}{theory})" if theory else "")
-    return f"{text}, {lost} of {len(rates)} diverge" if lost else text
+    return f"{text}, {lost} of {seeds} diverge" if lost else text
