@@ -91,10 +91,10 @@ def save_convergence(found: Convergence, path: Path) -> None:
 
 def _rates(rates: pd.DataFrame) -> str:
     seeds, lost = len(rates), (rates["status"] == "diverged").sum()
-    rates = rates[rates["theoretical"] != 0]  # those that end after finitely many steps have no rate
-    if rates.empty:
+    steady = rates[rates["theoretical"] != 0]  # those that end after finitely many steps have no rate
+    if steady.empty:
         return "ends after finitely many steps"
-    theory = "" if rates["theory"].iloc[0] == "none" else f"{rates['theoretical'].median():.3f}"
-    guide = "≈ " if rates["theory"].iloc[0] == "guide" else ""
-    text = f"{rates['fitted'].median():.3f}" + (f" ({guide}{theory})" if theory else "")
+    theory = "" if steady["theory"].iloc[0] == "none" else f"{steady['theoretical'].median():.3f}"
+    guide = "≈ " if steady["theory"].iloc[0] == "guide" else ""
+    text = f"{steady['fitted'].median():.3f}" + (f" ({guide}{theory})" if theory else "")
     return f"{text}, {lost} of {seeds} diverge" if lost else text

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import solvers.registry
+from maha_opt.cli_scales import Recipe, problems_of
+from maha_opt.text import novel
 from maha_opt.validation import Difficulty, compare, confidence
 from solvers import AffineVI, Box
 from solvers.prox import prox
@@ -56,6 +58,14 @@ def test_a_problem_of_the_users_own_is_compared_as_it_is():
     own = compare({"mine": mine}, ["pivot"], **SMALL)
     assert (own["error_weights_max"].dropna() < 1e-6).all()
     assert len(own) == 4
+
+
+def test_problems_of_a_text_are_compared_like_any_other():
+    recipe = Recipe(problems=4, scales=3)
+    sources = {kind: lambda seed, kind=kind: problems_of(novel(), seed, recipe)[kind] for kind in ("convex", "nash")}
+    table = compare(sources, ["pivot"], seeds=2, covered=4, repeats=1)
+    assert table["problem"].tolist() == ["convex"] * 4 + ["nash"] * 4
+    assert table["error_weights_max"].max() < 1e-6  # the reference's own accuracy
 
 
 def test_a_solver_that_was_only_registered_takes_part(monkeypatch):
