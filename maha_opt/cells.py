@@ -39,8 +39,13 @@ class Cell:
         smooth: Number of those that are away from a kink, where gradients are compared.
         error_weights_max: ``max |w − w*|`` over the covered items.
         error_weights_mean: Mean over these items of ``‖w − w*‖_∞``.
+        objective_gap: Mean over the covered items of ``P(w) − P(w*)``, ``P(w) = ½wᵀMw + qᵀw + Σ λ_i|w_i|``; None for
+            games.
+        support_recovered: Share of the covered items in which the same weights are switched off, see `compare.OFF`.
         error_gradient_q: ``‖g − g*‖ / ‖g*‖`` over all smooth items together, for the gradient of ``q``.
         error_gradient_M: The same for ``M``.
+        cosine_gradient_q: Cosine of the angle between ``g`` and ``g*``, likewise.
+        cosine_gradient_M: The same for ``M``.
         residual: Largest natural residual.
         exploitability: Largest exploitability.
         iterations: Mean number of iterations.
@@ -63,8 +68,12 @@ class Cell:
     smooth: int = 0
     error_weights_max: float | None = None
     error_weights_mean: float | None = None
+    objective_gap: float | None = None
+    support_recovered: float | None = None
     error_gradient_q: float | None = None
     error_gradient_M: float | None = None  # noqa: N815
+    cosine_gradient_q: float | None = None
+    cosine_gradient_M: float | None = None  # noqa: N815
     residual: float | None = None
     exploitability: float | None = None
     iterations: float | None = None

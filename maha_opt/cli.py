@@ -561,6 +561,42 @@ def inspect(
         raise typer.Exit(look(request, console, errors))
 
 
+@app.command()
+def convergence(
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of every problem.")] = 32,
+    solvers: Annotated[
+        str,
+        typer.Option(
+            help="Iterative solvers, with commas between them, options after colons; 'all' for the usual six."
+        ),
+    ] = "all",
+    iterations: Annotated[int, typer.Option(min=16, help="How many of them to watch.")] = 600,
+    scales: Annotated[int, typer.Option(min=2, max=12, help="Number of scales L, the size of a problem.")] = 4,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file to make problems of. Default: a novel that is built in.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results. Default: runs/convergence-DATE-TIME.")
+    ] = None,
+) -> None:
+    """Watch the approximate solvers converge: fitted rates beside those of theory, over seeds, and what diverges.
+
+    On random problems of a named difficulty and on those of a text. Prints a table, and writes errors.parquet,
+    rates.parquet, convergence.json and the picture convergence.png to a folder.
+    """
+    from maha_opt.interrupts import prompt_interrupts
+
+    console, errors = Console(), Console(stderr=True)
+    with _words_for_errors(errors), prompt_interrupts():
+        try:
+            from maha_opt.cli_convergence import Request, run
+        except ModuleNotFoundError as error:
+            raise ImportError(f"This needs {error.name}: pip install 'maha-opt[study]'.") from error
+
+        request = Request(seeds=seeds, solvers=solvers, iterations=iterations, scales=scales, text=text, output=output)
+        raise typer.Exit(run(request, console, errors))
+
+
 @contextmanager
 def _words_for_errors(errors: Console, extra: str | None = None) -> Iterator[None]:
     """Ends the command with an exit code and one line of words where it is interrupted or fails.

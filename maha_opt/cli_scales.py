@@ -16,7 +16,7 @@ from maha_opt.cells import Batch
 from maha_opt.problems import convex_problem, nash_problem
 from maha_opt.sets import make_set
 from maha_opt.text import TextError
-from solvers import FeasibleSet
+from solvers import AffineVI, FeasibleSet
 
 CHANNELS, HEADS, RATIO = 64, 4, 2
 PASSAGE = 256
@@ -75,13 +75,21 @@ class Recipe:
 def batches(text: bytes, seeds: int, recipe: Recipe) -> Iterator[Batch]:
     """A batch of convex and a batch of Nash problems for each seed, made when their turn comes."""
     for seed in range(seeds):
-        Y, available, target = scale_outputs(text, seed, recipe)
-        coupling = torch.randn(recipe.scales, recipe.scales, generator=torch.Generator().manual_seed(seed))
-        coupling = COUPLING * (coupling - coupling.mT).to(Y) / 2**0.5
-        cost = float(RATIO) ** -torch.arange(recipe.scales).to(Y)
-        common = {"ridge": recipe.ridge, "prices": recipe.price * Y.square().mean() * cost, "available": available}
-        yield Batch("convex", seed, convex_problem(Y, target, feasible=_set(recipe.convex_set), **common))
-        yield Batch("nash", seed, nash_problem(Y, coupling, feasible=_set(recipe.nash_set), **common))
+        for kind, problem in problems_of(text, seed, recipe).items():
+            yield Batch(kind, seed, problem)
+
+
+def problems_of(text: bytes, seed: int, recipe: Recipe) -> dict[str, AffineVI]:
+    """The convex and the Nash problems of a seed."""
+    Y, available, target = scale_outputs(text, seed, recipe)
+    coupling = torch.randn(recipe.scales, recipe.scales, generator=torch.Generator().manual_seed(seed))
+    coupling = COUPLING * (coupling - coupling.mT).to(Y) / 2**0.5
+    cost = float(RATIO) ** -torch.arange(recipe.scales).to(Y)
+    common = {"ridge": recipe.ridge, "prices": recipe.price * Y.square().mean() * cost, "available": available}
+    return {
+        "convex": convex_problem(Y, target, feasible=_set(recipe.convex_set), **common),
+        "nash": nash_problem(Y, coupling, feasible=_set(recipe.nash_set), **common),
+    }
 
 
 def _set(name: str) -> FeasibleSet:

@@ -32,6 +32,9 @@ REFERENCE = Contender("cvxpylayers")
 REFERENCE_TOLERANCE = 1e-7
 """Relative residual above which an answer of the reference is not used."""
 
+OFF = 1e-4
+"""A weight counts as switched off if it is smaller than this, relative to the largest of its problem."""
+
 LONG_CALL = 0.5
 """Seconds after which a first call is the measurement itself, and no further repeats are begun."""
 
@@ -47,11 +50,12 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Reference:
-    """The reference's answers to the first items, and which of them may be used for what.
+    """The first items, the reference's answers to them, and which of them may be used for what.
 
     Gradients smaller than ``least_gradient`` are rounding around zero, as where a set leaves no choice.
     """
 
+    problem: AffineVI
     answer: _Answer
     certified: Tensor
     smooth: Tensor
@@ -120,7 +124,7 @@ def _measure_reference(batch: Batch, cotangent: Tensor, covered: int, repeats: i
         answer, seconds, calls = _timed(lambda: _call(REFERENCE, problem, cotangent), repeats, len(problem.q), True)
         certified = answer.solution.converged
         least = float(1e-6 * cotangent.norm() / problem.M.abs().max().clamp_min(1e-300))
-        reference = _Reference(answer, certified, certified & _is_smooth(problem, cotangent), seconds, least)
+        reference = _Reference(problem, answer, certified, certified & _is_smooth(problem, cotangent), seconds, least)
         cell = replace(cell, **_certificates(answer, problem), **_counts(reference))
     except Exception as error:
         return _failed(cell, error), None
@@ -231,15 +235,35 @@ def _counts(reference: _Reference) -> dict[str, int]:
 def _errors(answer: _Answer, reference: _Reference) -> dict[str, float]:
     exact, n = reference.answer, len(reference.certified)
     errors: dict[str, float] = {}
+    w, exact_w = answer.solution.weights[:n].double(), exact.solution.weights
     if bool(reference.certified.any()):
-        difference = (answer.solution.weights[:n].double() - exact.solution.weights)[reference.certified].abs().amax(-1)
+        difference = (w - exact_w)[reference.certified].abs().amax(-1)
         errors = {"error_weights_max": float(difference.max()), "error_weights_mean": float(difference.mean())}
+        same = (_switched_off(w) == _switched_off(exact_w)).all(-1)
+        errors["support_recovered"] = float(same[reference.certified].double().mean())
+        if reference.problem.symmetric is not False:
+            gap = _objective(reference.problem, w) - _objective(reference.problem, exact_w)
+            convex = reference.certified & reference.problem.standard().is_symmetric()
+            if bool(convex.any()):
+                errors["objective_gap"] = float(gap[convex].mean())
     for name in ("gradient_q", "gradient_M"):
         own, true = getattr(answer, name), getattr(exact, name)[reference.smooth]
         if own is not None and len(true):
-            difference = (own[:n].double()[reference.smooth] - true).norm()
-            errors[f"error_{name}"] = float(difference / true.norm().clamp_min(reference.least_gradient))
+            own, size = own[:n].double()[reference.smooth], true.norm().clamp_min(reference.least_gradient)
+            errors[f"error_{name}"] = float((own - true).norm() / size)
+            if float(own.norm()) and float(true.norm()) >= reference.least_gradient:
+                errors[f"cosine_{name}"] = float((own * true).sum() / (own.norm() * true.norm()))
     return errors
+
+
+def _switched_off(w: Tensor) -> Tensor:
+    return w.abs() <= OFF * w.abs().amax(-1, keepdim=True)
+
+
+def _objective(problem: AffineVI, w: Tensor) -> Tensor:
+    """``½wᵀMw + qᵀw + Σ λ_i|w_i|``, ``(B,)``."""
+    products = (problem.M @ w.unsqueeze(-1)).squeeze(-1)
+    return (0.5 * w * products + problem.q * w + problem.l1 * w.abs()).sum(-1)
 
 
 def _empty_cell(contender: Contender, batch: Batch) -> Cell:

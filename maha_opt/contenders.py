@@ -68,12 +68,16 @@ class Contender:
         return contender
 
     @property
+    def method(self) -> str:
+        """The flag and its options, without the number of steps and the gradient."""
+        return ":".join([self.solver] + [f"{name}={value}" for name, value in self.options if name != "unroll"])
+
+    @property
     def label(self) -> str:
         """The flag and what distinguishes it from its defaults, without the number of steps."""
-        words = [self.solver] + [f"{name}={value}" for name, value in self.options if name != "unroll"]
-        if self.gradient != "implicit" and not (self.gradient == "unrolled" and self.steps):
-            words.append(f"gradient={self.gradient}")
-        return ":".join(words)
+        if self.gradient == "implicit" or (self.gradient == "unrolled" and self.steps):
+            return self.method
+        return f"{self.method}:gradient={self.gradient}"
 
     @property
     def steps(self) -> int | None:

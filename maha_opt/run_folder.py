@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from maha_opt.cells import Cell
 
 CSV, JSON, PICTURE = "results.csv", "results.json", "accuracy.png"
-PACKAGES = ("maha-opt", "torch", "numpy", "scipy", "cvxpy", "cvxpylayers", "diffcp", "scs")
+PACKAGES = ("maha-opt", "torch", "numpy", "scipy", "pandas", "pyarrow", "cvxpy", "cvxpylayers", "diffcp", "scs")
 COLUMNS = tuple(column.name for column in fields(Cell) if column.name != "traceback")
 
 
@@ -43,11 +44,9 @@ class RunFolder:
         self.path = path
         self.cells: list[Cell] = []
         self._began = datetime.datetime.now(datetime.timezone.utc)
-        self._head = {"settings": settings, "machine": machine, "versions": versions()}
+        self._head = {"settings": settings, "machine": machine, "versions": versions(), "revision": revision()}
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if (path / CSV).exists() or (path / JSON).exists():
-                raise FolderError(f"{path} already holds the results of a run: name another --output, or remove them.")
+            claim(path, (CSV, JSON))
             self._write_row(COLUMNS)
             self.describe(complete=False, message="Running, or ended without a word.")
         except FolderError:
@@ -77,13 +76,47 @@ class RunFolder:
             **self._head,
             "cells": [asdict(cell) for cell in self.cells],
         }
-        partial = self.path / (JSON + ".partial")
-        partial.write_text(json.dumps(_strict(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(self.path / JSON)
+        write_json(self.path / JSON, content)
 
     def _write_row(self, row: Iterable[object]) -> None:
         with (self.path / CSV).open("a", encoding="utf-8", newline="") as file:
             csv.writer(file).writerow(row)
+
+
+def claim(path: Path, files: Iterable[str]) -> None:
+    """Makes a folder for a run.
+
+    Raises:
+        FolderError: If it cannot be made, or holds one of the files already.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(f"Cannot write to {path}: {error.strerror or error}.") from error
+    if any((path / file).exists() for file in files):
+        raise FolderError(f"{path} already holds the results of a run: name another --output, or remove them.")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(_strict(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def revision() -> str | None:
+    """The git revision of this code, with "+changes" where files differ from it; None outside of a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", Path(__file__).name):  # installed inside of somebody else's repository
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict[str, str | None]:

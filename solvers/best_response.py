@@ -60,32 +60,41 @@ class BestResponse:
             )
 
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """Weights ``(L, B)`` and the number of rounds ``(B,)``, from the projection of 0."""
-        w = prox(problem, torch.zeros_like(problem.q))
-        damping = self._damping(problem)
+        """Weights ``(L, B)`` and the number of rounds ``(B,)``."""
         return iterate(
-            self._sequential if self.sweep == "gauss_seidel" else self._simultaneous,
+            self,
             problem,
-            (w, damping),
             steps=self.unroll,
             tol=tol,
             max_iter=self.default_max_iter if max_iter is None else max_iter,
         )
 
+    def start(self, problem: StandardForm) -> State:
+        """The projection of 0, and the damping."""
+        return prox(problem, torch.zeros_like(problem.q)), self.damping_of(problem)
+
+    def step(self, problem: StandardForm, state: State) -> State:
+        """One round."""
+        return (self._sequential if self.sweep == "gauss_seidel" else self._simultaneous)(problem, state)
+
     def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
         """One round from ``w``, differentiable."""
-        step = self._sequential if self.sweep == "gauss_seidel" else self._simultaneous
-        return step(problem, (w, self._damping(problem)))[0]
+        return self.step(problem, (w, self.damping_of(problem)))[0]
+
+    def damping_of(self, problem: StandardForm) -> Tensor:
+        """``η`` per item, ``(B,)``; a hyper-parameter, so no gradient flows through it."""
+        with torch.no_grad():
+            return self._default_damping(problem.detach())
 
     def _simultaneous(self, problem: StandardForm, state: State) -> State:
         w, damping = state
-        step = 1 / _curvature(problem)
+        step = 1 / curvature(problem)
         reply = prox(problem, w - step * problem.operator(w), step)
         return w + damping * (reply - w), damping
 
     def _sequential(self, problem: StandardForm, state: State) -> State:
         w, damping = state
-        step = 1 / _curvature(problem)
+        step = 1 / curvature(problem)
         rows = list(w.unbind(0))
         for i in range(problem.size):
             slope = ordered_sum(problem.M[i] * torch.stack(rows)) + problem.q[i]
@@ -93,16 +102,11 @@ class BestResponse:
             rows[i] = rows[i] + damping * (reply - rows[i])
         return torch.stack(rows), damping
 
-    def _damping(self, problem: StandardForm) -> Tensor:
-        """``η`` per item, ``(B,)``; a hyper-parameter, so no gradient flows through it."""
-        with torch.no_grad():
-            return self._default_damping(problem.detach())
-
     def _default_damping(self, problem: StandardForm) -> Tensor:
         one = torch.ones_like(problem.q[0])
         if self.damping is not None or self.sweep == "gauss_seidel":
             return one * (self.damping or 1.0)
-        root = _curvature(problem).sqrt()
+        root = curvature(problem).sqrt()
         A = problem.M / (root.unsqueeze(0) * root.unsqueeze(1))
         rho = ordered_sum(A.abs(), 1).amax(0)
         descending = 2 / (1 + rho.clamp_min(1.0))
@@ -116,7 +120,7 @@ class BestResponse:
         return torch.where(problem.is_symmetric(), descending, contracting)
 
 
-def _curvature(problem: StandardForm) -> Tensor:
+def curvature(problem: StandardForm) -> Tensor:
     """``D = diag(M)``, and 1 for coordinates that have no curvature of their own."""
     own = problem.diagonal()
     return torch.where(own > 0, own, 1.0)

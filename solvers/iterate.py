@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,19 @@ from solvers.standard_form import StandardForm, is_tracing
 
 State = tuple[Tensor, ...]
 """What an iteration carries on, each tensor with the batch last; the weights ``(L, B)`` come first."""
+
+
+class Iterative(Protocol):
+    """What an approximate solver is made of; one that has these two can be watched at work, see `trajectory`."""
+
+    def start(self, problem: StandardForm) -> State:
+        """Where the iteration starts."""
+        ...
+
+    def step(self, problem: StandardForm, state: State) -> State:
+        """The next state; treats the items of a batch independently."""
+        ...
+
 
 CHECK_EVERY = 8
 """Steps between two looks at the certificate, which costs about as much as a step."""
@@ -24,33 +37,32 @@ def check_unroll(unroll: int | None) -> None:
 
 
 def iterate(
-    step: Callable[[StandardForm, State], State],
+    method: Iterative,
     problem: StandardForm,
-    state: State,
     *,
     steps: int | None,
     tol: float,
     max_iter: int,
 ) -> tuple[Tensor, Tensor]:
-    """Applies ``step`` over and over.
+    """Applies the steps of a method over and over.
 
     Args:
-        step: One iteration; must treat the items of a batch independently.
+        method: Where to start, and one iteration.
         problem: The problem.
-        state: Where to start.
         steps: A fixed number of iterations, or ``None`` for as many as the tolerance asks.
         tol: Relative tolerance of the natural residual (see `residual_and_tolerance`).
         max_iter: Bound on the number of iterations.
 
     Returns:
         Weights ``(L, B)`` and the number of iterations ``(B,)``. An item that meets its tolerance leaves the batch, so
-        that its neighbours change neither its digits nor its cost. Differentiable if ``step`` is.
+        that its neighbours change neither its digits nor its cost. Differentiable if the steps are.
     """
     if not is_tracing(problem):
         problem = problem.with_known_symmetry()
+    state = method.start(problem)
     if steps is not None:
         for _ in range(steps):
-            state = step(problem, state)
+            state = method.step(problem, state)
         return state[0], torch.full_like(state[0][0], steps, dtype=torch.long)
 
     everyone = torch.arange(problem.batch, device=problem.q.device)
@@ -58,7 +70,7 @@ def iterate(
     for k in range(1, max_iter + 1):
         if active.numel() == 0:
             break
-        state = step(problem, state)
+        state = method.step(problem, state)
         if k % CHECK_EVERY and k < max_iter:
             continue
         with torch.no_grad():
@@ -75,3 +87,14 @@ def iterate(
         return state[0], torch.zeros_like(everyone)
     order = torch.cat(finished).argsort()
     return torch.cat(weights, 1)[:, order], torch.cat(counts)[order]
+
+
+def trajectory(method: Iterative, problem: StandardForm, steps: int) -> Tensor:
+    """The weights before the first step and after each of ``steps`` steps, ``(steps + 1, L, B)``."""
+    problem = problem.with_known_symmetry()
+    state = method.start(problem)
+    weights = [state[0]]
+    for _ in range(steps):
+        state = method.step(problem, state)
+        weights.append(state[0])
+    return torch.stack(weights)

@@ -42,25 +42,28 @@ class MirrorDescent:
         require_simplex("mirror_descent", feasible)
 
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """Weights ``(L, B)`` and the number of iterations ``(B,)``, from the uniform weights."""
-        exists = torch.ones_like(problem.q) if problem.exists is None else problem.exists.to(problem.q.dtype)
+        """Weights ``(L, B)`` and the number of iterations ``(B,)``."""
         return iterate(
-            self._step,
+            self,
             problem,
-            _on_simplex(problem, exists.log()),
             steps=self.unroll,
             tol=tol,
             max_iter=self.default_max_iter if max_iter is None else max_iter,
         )
 
+    def start(self, problem: StandardForm) -> State:
+        """The uniform weights."""
+        exists = torch.ones_like(problem.q) if problem.exists is None else problem.exists.to(problem.q.dtype)
+        return _on_simplex(problem, exists.log())
+
     def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
         """One step from ``w``, differentiable."""
-        return self._step(problem, (w, (w / problem.required_total).log()))[0]
+        return self.step(problem, (w, (w / problem.required_total).log()))[0]
 
-    def _step(self, problem: StandardForm, state: State) -> State:
+    def step(self, problem: StandardForm, state: State) -> State:
+        """One multiplicative step, or a trial and a step for a game."""
         w, log_w = state
-        largest = problem.M.abs().amax((0, 1))
-        gamma = 1 / (problem.required_total * torch.where(largest > 0, largest, 1.0))
+        gamma = step_size(problem)
         trial = _on_simplex(problem, log_w - gamma * problem.operator(w))
         symmetric = problem.is_symmetric() if problem.symmetric is None else problem.symmetric
         if symmetric is True:
@@ -69,6 +72,12 @@ class MirrorDescent:
         if symmetric is False:
             return corrected
         return torch.where(symmetric, trial[0], corrected[0]), torch.where(symmetric, trial[1], corrected[1])
+
+
+def step_size(problem: StandardForm) -> Tensor:
+    """``γ = 1/(total · max|M_ij|)``, ``(B,)``."""
+    largest = problem.M.abs().amax((0, 1))
+    return 1 / (problem.required_total * torch.where(largest > 0, largest, 1.0))
 
 
 def _on_simplex(problem: StandardForm, logits: Tensor) -> State:

@@ -48,24 +48,27 @@ class ProjectedGradient:
         """Takes every set."""
 
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
-        """Weights ``(L, B)`` and the number of iterations ``(B,)``, from the projection of 0."""
-        w = prox(problem, torch.zeros_like(problem.q))
-        age = torch.ones_like(w[0])
+        """Weights ``(L, B)`` and the number of iterations ``(B,)``."""
         return iterate(
-            self._step,
+            self,
             problem,
-            (w, w, age),
             steps=self.unroll,
             tol=tol,
             max_iter=self.default_max_iter if max_iter is None else max_iter,
         )
+
+    def start(self, problem: StandardForm) -> State:
+        """The projection of 0 twice, as if it had been reached at rest, and the age of the momentum."""
+        w = prox(problem, torch.zeros_like(problem.q))
+        return w, w, torch.ones_like(w[0])
 
     def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:
         """One step from ``w`` without momentum, differentiable."""
         gamma = 1 / lipschitz(problem)
         return prox(problem, w - gamma * problem.operator(w), gamma.expand_as(w))
 
-    def _step(self, problem: StandardForm, state: State) -> State:
+    def step(self, problem: StandardForm, state: State) -> State:
+        """One proximal step with momentum, or a trial and a step for a game."""
         w, before, age = state
         gamma = 1 / lipschitz(problem)
 

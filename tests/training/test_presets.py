@@ -79,7 +79,7 @@ def test_a_plain_transformer_is_the_usual_one():
 
 
 def test_unknown_models_and_options_are_named():
-    with pytest.raises(ValueError, match="model must be one of maha, plain, .*, but got 'bert'"):
+    with pytest.raises(ValueError, match=r"model must be one of maha, plain, .*, but got 'bert'"):
         make("bert")
     with pytest.raises(ValueError, match="no option 'colour'"):
         make("maha", colour=1)

@@ -1,0 +1,65 @@
+"""What gradients an approximate solver gives after so many iterations."""
+
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
+from __future__ import annotations
+
+from itertools import product
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from maha_opt.plots.styles import axes_or_new, legend_below, styles_of, words
+from maha_opt.validation.bootstrap import confidence
+
+LINES = {"implicit": "-", "unrolled": "--", "one_step": ":"}
+LEAST = 1e-13
+"""Smaller errors are drawn here."""
+
+
+def gradient_error_against_iterations(table: pd.DataFrame, problem: str | None = None, ax: Axes | None = None) -> Axes:
+    """Relative error of the gradient of ``q`` against the number of iterations, for every solver and gradient mode.
+
+    The line is the geometric mean over the seeds, the band its 95 % bootstrap interval.
+
+    Args:
+        table: What `maha_opt.validation.compare` returned, with several numbers of steps.
+        problem: Which problem; the only one if omitted.
+        ax: Axes to draw on; None: a new figure.
+
+    Raises:
+        ValueError: If there is no such problem, several and none is named, or nothing to draw.
+    """
+    names = list(table["problem"].unique())
+    problem = names[0] if problem is None and len(names) == 1 else problem
+    if problem not in names:
+        raise ValueError(f"problem must be one of {', '.join(map(repr, names))}, but got {problem!r}.")
+    own = table[(table["problem"] == problem) & table["steps"].notna() & table["error_gradient_q"].notna()]
+    if own.empty:
+        raise ValueError("table has no row with a number of steps and an error of the gradient: nothing to draw.")
+    ax = axes_or_new(ax)
+    own = own.assign(error_gradient_q=own["error_gradient_q"].clip(lower=LEAST))
+    keys = ["solver", "gradient", "steps"]
+    spread = confidence(own, keys, ["error_gradient_q"], statistic="geometric mean", resamples=500)
+    solvers, modes = list(own["solver"].unique()), [mode for mode in LINES if mode in set(own["gradient"])]
+    styles = styles_of(solvers)
+    for solver, mode in product(solvers, modes):
+        rows = spread[(spread["solver"] == solver) & (spread["gradient"] == mode)].sort_values("steps")
+        if len(rows):
+            colour, marker = styles[solver]
+            x = rows["steps"].astype(float)
+            ax.plot(x, rows["value"], LINES[mode], color=colour, marker=marker, markersize=4.5)
+            ax.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+    ax.set(
+        xscale="log", yscale="log", xlabel="iterations $K$", ylabel="error of the gradient, $\\|g - g^*\\| / \\|g^*\\|$"
+    )
+    seeds = own["seed"].nunique()
+    ax.set_title(f"{problem}: gradients after K iterations, {seeds} seed{'' if seeds == 1 else 's'}", fontsize=10)
+    handles = [Line2D([], [], color=styles[s][0], marker=styles[s][1], label=words(s)) for s in solvers]
+    handles += [Line2D([], [], color="0.3", linestyle=LINES[mode], label=words(mode)) for mode in modes]
+    legend_below(ax, handles=handles)
+    ax.grid(True, which="major", color="0.92", linewidth=0.8)
+    return ax

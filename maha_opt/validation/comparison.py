@@ -1,0 +1,94 @@
+"""Every solver and every gradient against exact solutions, over seeds, as a tidy table."""
+
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportIndexIssue=false
+# The types that pyright infers for pandas, which has none of its own, are unions of everything.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+
+import pandas as pd
+
+from maha_opt import compare as study
+from maha_opt.contenders import Contender
+from maha_opt.validation.sources import Sources, batch_of, named, seeds_of, settings_of
+from solvers import available_solvers
+
+GRADIENTS = ("implicit", "unrolled", "one_step")
+
+
+def compare(
+    problems: Sources,
+    solvers: Iterable[str] | None = None,
+    gradients: Sequence[str] = GRADIENTS,
+    seeds: int | Iterable[int] = 8,
+    *,
+    steps: Sequence[int | None] = (5, 20, 80, None),
+    covered: int = 16,
+    repeats: int = 3,
+    max_iter: int | None = None,
+) -> pd.DataFrame:
+    """Solves the same problems with every solver, and holds each against cvxpylayers.
+
+    >>> from maha_opt.validation import Difficulty
+    >>> table = compare(Difficulty(problems=4), ["pivot"], seeds=1)
+    >>> table[["solver", "gradient", "status"]].to_numpy().tolist()
+    [['cvxpylayers', 'implicit', 'ok'], ['pivot', 'implicit', 'ok']]
+    >>> bool(table["error_weights_max"].max() < 1e-7)
+    True
+
+    Args:
+        problems: Sources by their names: problems with one batch dimension, or functions from a seed to such.
+        solvers: Flags with options, as in ``best_response:damping=0.5``; all solvers if omitted.
+        gradients: Of those below, which ones; a solver takes part with those that it has.
+        seeds: The seeds, or their number.
+        steps: Numbers of iterations of the approximate solvers; None: to the tolerance, which is not unrolled.
+        covered: Number of problems of each batch that the reference solves, on which errors are measured.
+        repeats: Timed calls, at most.
+        max_iter: Bound on the iterations where they run to the tolerance.
+
+    Returns:
+        One row for each problem source, seed, solver, gradient and number of steps, that of the reference first. Its
+        columns are those of `maha_opt.cells.Cell` (``problem`` in place of its ``kind``, and ``solver`` without the
+        gradient), and the named difficulty of random problems, as ``difficulty_condition`` and so on.
+
+    Raises:
+        ValueError: If a solver, option, gradient or seed is of no use; before anything is solved.
+        TypeError: If a source is neither problems nor a function.
+    """
+    sources, chosen_seeds = named(problems), seeds_of(seeds)
+    contenders = _contenders(available_solvers() if solvers is None else solvers, gradients, steps)
+    methods = {contender.label: contender.method for contender in contenders} | {study.REFERENCE.label: "cvxpylayers"}
+    batches = (batch_of(name, source, seed) for name, source in sources.items() for seed in chosen_seeds)
+    records = [asdict(cell) for cell in study.compare(batches, contenders, covered=covered, repeats=repeats,
+                                                      max_iter=max_iter)]  # fmt: skip
+    table = pd.DataFrame(records).rename(columns={"kind": "problem"})
+    table["solver"] = table["solver"].map(methods)
+    table["steps"] = table["steps"].astype("Int64")
+    settings = pd.DataFrame([{"problem": name, **settings_of(source)} for name, source in sources.items()])
+    settings = settings.rename(columns={name: f"difficulty_{name}" for name in settings.columns.drop("problem")})
+    return table.merge(settings, on="problem", how="left")
+
+
+def _contenders(solvers: Iterable[str], gradients: Sequence[str], steps: Sequence[int | None]) -> list[Contender]:
+    if unknown := [gradient for gradient in gradients if gradient not in GRADIENTS]:
+        raise ValueError(f"gradients must be among {', '.join(GRADIENTS)}, but got {unknown[0]!r}.")
+    methods = [Contender.parse(solver) for solver in solvers]
+    if not methods:
+        raise ValueError("solvers must name at least one solver, but is empty.")
+    return list(dict.fromkeys(each for method in methods for each in _variants(method, gradients, steps)))
+
+
+def _variants(method: Contender, gradients: Sequence[str], steps: Sequence[int | None]) -> Iterator[Contender]:
+    """A solver with each of the gradients, after each of the numbers of steps."""
+    if not method.iterative:
+        yield method
+        return
+    own = method.make().gradients
+    for gradient in gradients:
+        for count in steps:
+            if gradient in own and not (count is None and gradient == "unrolled"):
+                unroll = () if count is None else (("unroll", count),)
+                yield replace(method, gradient=gradient, options=(*method.options, *unroll))
