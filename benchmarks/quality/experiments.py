@@ -33,12 +33,12 @@ CONTEXT, WINDOW, LEVELS = 1024, 64, 2
 D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
-LONG, SHORT = 400, 100
+LONG, SHORT = 800, 200
 """Steps of a run, and of one that tries a learning rate."""
 
-BATCH = 8
+BATCH = 4
 SEEDS = (0, 1, 2)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1.5e-3, 3e-3)
 
 
 @dataclass(frozen=True)
