@@ -396,7 +396,7 @@ def _task_output(
     memory: Tensor | None = None,
 ) -> MAHATaskOutput | tuple[Any, ...]:
     if loss is not None and base.aux_loss is not None:
-        loss = loss + share * model.config.aux_weight * base.aux_loss
+        loss = loss + share * (model.config.aux_weight * base.aux_loss)
     output = MAHATaskOutput(
         loss=loss,
         logits=logits,

@@ -14,7 +14,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import Trainer
 
-__all__ = ["CheckpointError", "SafeTrainer", "checkpoints", "has_weights", "is_whole", "last_whole_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "SafeTrainer",
+    "checkpoints",
+    "has_weights",
+    "is_whole",
+    "last_whole_checkpoint",
+    "step_of",
+]
 
 PREFIX = "checkpoint-"
 
@@ -62,7 +70,12 @@ def _in_words(folder: Path, name: str) -> Iterator[None]:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, the oldest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of the optimizer after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
-from models.training.checkpoints import CheckpointError, SafeTrainer, checkpoints, last_whole_checkpoint
+from models.training.checkpoints import CheckpointError, SafeTrainer, checkpoints, last_whole_checkpoint, step_of
 from models.training.curves import CurveWriter
 from models.training.presets import make_config
 from models.training.settings import SETTINGS_FILE, Settings
@@ -107,6 +108,9 @@ def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callabl
     task = make_task(settings, tokenizer)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     model = make_model(settings, task, vocab_size=len(tokenizer), **special)
+    over = checkpoint is not None and step_of(checkpoint) >= settings.steps
+    if over:  # the trainer would take one step too many
+        model = task.model_class.from_pretrained(cast(Path, checkpoint))
     parameters = model.num_parameters()
     arguments = _arguments(settings, folder, bar)
     trainer = SafeTrainer(
@@ -124,7 +128,10 @@ def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callabl
     if main:
         settings.save(folder)
         say(f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from.")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if over:
+        trainer.state = TrainerState.load_from_json(str(cast(Path, checkpoint) / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     last = trainer.state.log_history[-1] if trainer.state.log_history else {}
     evaluated = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     metrics = evaluated if evaluated.get("step") == last.get("step") else trainer.evaluate()

@@ -55,7 +55,7 @@ def test_a_model_has_its_own_solver_again_afterwards_also_where_something_fails(
         return [(fusion.solver, fusion.solver_options) for fusion in fusions]
 
     before = solvers()
-    with pytest.raises(ZeroDivisionError), solved_by(model, "projected_gradient", unroll=3):
+    with pytest.raises(ZeroDivisionError), solved_by(model, "projected_gradient", unroll=3):  # noqa: PT012
         assert solvers() == [("projected_gradient", {"unroll": 3})]
         raise ZeroDivisionError
     assert solvers() == before
@@ -92,7 +92,9 @@ def test_translations_come_in_the_order_of_their_sources_whatever_the_batch():
             torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
     sources = ["one", "a longer one", "two"]
     together = translate(translator, tokenizer, sources, most_tokens=12)
-    assert together == [text for source in sources for text in translate(translator, tokenizer, [source], most_tokens=12)]
+    assert together == [
+        text for source in sources for text in translate(translator, tokenizer, [source], most_tokens=12)
+    ]
     assert len(set(together)) > 1
 
 

@@ -73,7 +73,9 @@ def test_accumulated_parts_make_the_steps_of_the_whole(finished, tmp_path):
     train(settings(**plain, batch=1, accumulate=4), tmp_path / "parts", **SAY)
     for name in ("train_loss", "gradient_norm", "validation_loss"):
         # float32 rounding, which 30 steps of Adam magnify
-        torch.testing.assert_close(losses(tmp_path / "parts", name), losses(tmp_path / "whole", name), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            losses(tmp_path / "parts", name), losses(tmp_path / "whole", name), rtol=1e-3, atol=0
+        )
     first = [losses(tmp_path / name, "gradient_norm")[0] for name in ("parts", "whole")]
     torch.testing.assert_close(*first, rtol=1e-5, atol=0)
 
@@ -83,10 +85,29 @@ def test_two_processes_make_the_steps_of_one_with_the_same_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    small = (
-        "train --context 64 --d-model 32 --heads 2 --layers 1 --d-ff 64 --steps 10 --log-every 5 --evaluate-every 10 "
-        "--save-every 10 --device cpu"
-    ).split()
+    small = [
+        "train",
+        "--context",
+        "64",
+        "--d-model",
+        "32",
+        "--heads",
+        "2",
+        "--layers",
+        "1",
+        "--d-ff",
+        "64",
+        "--steps",
+        "10",
+        "--log-every",
+        "5",
+        "--evaluate-every",
+        "10",
+        "--save-every",
+        "10",
+        "--device",
+        "cpu",
+    ]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     for name, start in (("one", ["-m", "maha_opt.cli", *small, "--batch", "4"]),
                         ("two", [*launcher, "-m", "maha_opt.cli", *small, "--batch", "2"])):  # fmt: skip
