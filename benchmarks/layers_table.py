@@ -1,6 +1,6 @@
-"""Makes the README's table from the results of ``benchmarks.layers``.
+"""Makes the tables of docs/layers.md from the results of ``benchmarks.layers``.
 
-``python -m benchmarks.layers_table`` prints it; ``--write README.md`` puts it between the markers.
+``python -m benchmarks.layers_table`` prints them; ``--write docs/layers.md`` puts them between the markers.
 """
 
 from __future__ import annotations
