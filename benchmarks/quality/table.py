@@ -5,11 +5,11 @@ It prints the tables; ``--write docs/quality.md`` puts them between the markers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean, median, stdev
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 
 from benchmarks.quality.experiments import BATCH, CONTEXT, EXPERIMENTS, RATES, WINDOW
@@ -18,7 +18,6 @@ from benchmarks.table import replace
 
 BEGIN, END = "<!-- benchmark:quality -->", "<!-- /benchmark:quality -->"
 PICTURE = "quality.png"
-ORDER = ("convex", "nash", "mean", "softmax", "gate", "window-conv", "window", "plain", "tree")
 CALLED = {
     "convex": "MAHA, convex",
     "nash": "MAHA, nash",
@@ -31,136 +30,147 @@ CALLED = {
     "tree": "hierarchical decoder (tree)",
 }
 
+Record = dict[str, Any]
+Groups = dict[str, list[Record]]
 
-def markdown(records: list[dict[str, Any]]) -> str:
+
+def markdown(records: list[Record]) -> str:
     """The tables of all experiments that have results."""
-    table = current(records)
-    parts = [introduction(table)]
-    makers: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
+    records = current(records)
+    parts = [introduction(records)]
+    makers: dict[str, tuple[str, Callable[[Groups], str]]] = {
         "books": ("Models of equal size on books", books),
         "unrolled": ("Trained through an approximation", unrolled),
         "ablations": ("Parts left out or changed (convex unless named)", ablations),
     }
     for name, (title, make) in makers.items():
-        own = table[table["experiment"] == name]
-        if len(own):
-            parts.append(f"### {title}\n\n{make(own)}")
+        groups = by_name(records, name)
+        if groups:
+            parts.append(f"### {title}\n\n{make(groups)}")
     return "\n\n".join(parts)
 
 
-def current(records: list[dict[str, Any]]) -> pd.DataFrame:
-    """The cells that the present settings of the experiments would make, one a row."""
+def current(records: list[Record]) -> list[Record]:
+    """The cells that the present settings of the experiments would make."""
     wanted = {cell.key() for make in EXPERIMENTS.values() for cell in make()}
-    return pd.DataFrame([record for record in records if record["key"] in wanted])
+    return [record for record in records if record["key"] in wanted]
 
 
-def introduction(table: pd.DataFrame) -> str:
+def by_name(records: list[Record], experiment: str) -> Groups:
+    """The cells of an experiment, by the name of their model, in the order of the experiment."""
+    names = dict.fromkeys(cell.name for cell in EXPERIMENTS[experiment]())
+    own = [record for record in records if record["experiment"] == experiment]
+    groups = {name: [record for record in own if record["name"] == name] for name in names}
+    return {name: group for name, group in groups.items() if group}
+
+
+def introduction(records: list[Record]) -> str:
     """Says what was trained, on what and how."""
-    dates = sorted(date[:10] for date in table["date"])
+    dates = sorted(record["date"][:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    versions = ", ".join(f"{name} {version}" for name, version in table["versions"].iloc[-1].items() if version)
-    steps = int(table["steps"].max())
+    versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items() if version)
+    steps = max(record["steps"] for record in records)
     return (
-        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} rows a step, {steps:,} steps "
-        f"({steps * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 channels, "
-        "the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning rates of "
-        f"{' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in runs of a quarter "
-        "the length. Judged on two other books. The mean over seeds, and their standard deviation where there are several. "
-        "Tokens per second of processor time, one thread, measured on a machine that others used too: good to 10 % or so. "
+        f"Bytes of eight books in rows of {CONTEXT:,}, {BATCH} rows a step, {steps:,} steps "
+        f"({steps * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
+        "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
+        f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "
+        "runs of a quarter of the length. Judged on two other books. The mean over seeds, and their standard deviation "
+        "where there are several. Tokens per second of processor time, one thread, on a machine that others used too. "
         "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do elementwise is not "
         f"counted. Made by `python -m benchmarks.quality`, {when}, with {versions}."
     )
 
 
-def books(table: pd.DataFrame) -> str:
+def books(groups: Groups) -> str:
     """One line for each model."""
-    rows = []
-    for name in (name for name in ORDER if name in set(table["name"])):
-        own = table[table["name"] == name]
-        early, late = (own["test_by_position"].map(lambda bits, place=place: bits[place]) for place in (1, -1))
-        rows.append(
+    return lines(
+        [
             {
                 "": CALLED[name],
-                "bits per byte": spread(own["test"]),
-                "at 16–64": spread(early),
-                "at 512–1,024": spread(late),
-                "seeds": len(own),
-                "parameters": f"{own['parameters'].iloc[0]:,}",
-                "learning rate": f"{own['rate'].iloc[0]:g}",
-                "learned/s": f"{own['trained_per_second'].median():,.0f}",
-                "read/s": f"{own['read_per_second'].median():,.0f}",
-                "MFLOP per token": f"{own['flops_per_token'].iloc[0] / 1e6:.2f}",
+                "bits per byte": spread(own["test"] for own in group),
+                "at 16–64": spread(own["test_by_position"][1] for own in group),
+                "at 512–1,024": spread(own["test_by_position"][-1] for own in group),
+                "seeds": len(group),
+                "parameters": f"{group[0]['parameters']:,}",
+                "learning rate": f"{group[0]['rate']:g}",
+                "learned/s": speed(group, "trained_per_second"),
+                "read/s": speed(group, "read_per_second"),
+                "MFLOP per token": f"{group[0]['flops_per_token'] / 1e6:.2f}",
             }
-        )
-    return lines(rows)
+            for name, group in groups.items()
+        ]
+    )
 
 
-def unrolled(table: pd.DataFrame) -> str:
+def unrolled(groups: Groups) -> str:
     """One line for each way to approximate."""
     return lines(
         [
             {
                 "trained through": name,
-                "bits per byte": spread(own["test"]),
-                "the same, solved exactly": spread(own["test_exact"]),
-                "seeds": len(own),
-                "learned/s": f"{own['trained_per_second'].median():,.0f}",
+                "bits per byte": spread(own["test"] for own in group),
+                "the same, solved exactly": spread(own["test_exact"] for own in group),
+                "seeds": len(group),
+                "learned/s": speed(group, "trained_per_second"),
             }
-            for name, own in table.groupby("name", sort=False)
+            for name, group in groups.items()
         ]
     )
 
 
-def ablations(table: pd.DataFrame) -> str:
+def ablations(groups: Groups) -> str:
     """One line for each change."""
     return lines(
         [
             {
                 "": name,
-                "bits per byte": spread(own["test"]),
-                "seeds": len(own),
-                "learned/s": f"{own['trained_per_second'].median():,.0f}",
+                "bits per byte": spread(own["test"] for own in group),
+                "seeds": len(group),
+                "learned/s": speed(group, "trained_per_second"),
             }
-            for name, own in table.groupby("name", sort=False)
+            for name, group in groups.items()
         ]
     )
 
 
-def spread(values: pd.Series) -> str:
+def spread(values: Iterable[float]) -> str:
     """The mean, and the standard deviation where there is one."""
-    return f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+    values = list(values)
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def lines(rows: list[dict[str, Any]]) -> str:
+def speed(group: list[Record], name: str) -> str:
+    """The median of tokens per second."""
+    return f"{median(own[name] for own in group):,.0f}"
+
+
+def lines(rows: list[Record]) -> str:
     """Rows as a table in Markdown."""
     head = list(rows[0])
     body = [" | ".join(str(row[name]) for name in head) for row in rows]
     return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *(f"| {line} |" for line in body)])
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
+def draw(records: list[Record], path: Path) -> None:
     """Loss while learning, and by position in the context, for every model of the books."""
     import numpy as np
     from matplotlib.figure import Figure
 
     from benchmarks.quality.books import BORDERS
 
-    table = current(records)
-    table = table[table["experiment"] == "books"]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     learning, positions = figure.subplots(1, 2)
-    for place, name in enumerate(name for name in ORDER if name in set(table["name"])):
-        own = table[table["name"] == name]
+    for place, (name, group) in enumerate(by_name(current(records), "books").items()):
         style = {"color": f"C{place}", "label": CALLED[name], "linestyle": "-" if place < 5 else "--"}
-        curves = [[(step, loss) for step, loss, _ in curve if loss is not None] for curve in own["curve"]]
+        curves = [[(step, loss) for step, loss, _ in own["curve"] if loss is not None] for own in group]
         steps, losses = np.array(curves).mean(0).T
         learning.plot(steps * BATCH * CONTEXT / 1e6, losses / np.log(2), linewidth=1, **style)
-        bits = np.array(own["test_by_position"].tolist())
+        bits = np.array([own["test_by_position"] for own in group])
         middles = np.sqrt(np.maximum(BORDERS[:-1], 1) * np.array(BORDERS[1:]))
         positions.plot(middles, bits.mean(0), marker="o", markersize=3, **style)
-    learning.set(
-        xlabel="bytes learned from (millions)", ylabel="bits per byte, in training", title="Learning", ylim=(None, 4)
-    )
+    learning.set(xlabel="bytes learned from (millions)", ylabel="bits per byte, in training", ylim=(None, 4))
+    learning.set_title("Learning")
     positions.set(xscale="log", xlabel="position in the context (bytes)", ylabel="bits per byte, test books")
     positions.set_title("What the far field is worth")
     for axis in (learning, positions):
