@@ -1,4 +1,4 @@
-"""Trains every model of the experiments on books and writes down how good it is: ``python -m benchmarks.quality``.
+"""Trains every model of the experiments and writes down how good it is: ``python -m benchmarks.quality``.
 
 A cell is written to the results file as soon as it is finished, and a later run goes on from there. Several processes
 may be started side by side: each takes the next cell that no other is at.
@@ -21,7 +21,9 @@ from benchmarks.quality.results import DEFAULT, append, claimed, read
 
 
 def main(
-    books: Annotated[Path, typer.Option(help="Folder of books, one text file for each; see the README.")],
+    data: Annotated[
+        Path, typer.Option(help="Folder with books/ (a text file for each), movie_sentiment.tsv.xz, en_de_help.tsv.xz.")
+    ],
     experiments: Annotated[str, typer.Option(help=f"Of {', '.join(EXPERIMENTS)}; with commas.")] = "tuning,books",
     names: Annotated[str, typer.Option(help="Only these models, with commas; 'all' for every one.")] = "all",
     seeds: Annotated[str, typer.Option(help="Only these seeds, with commas; 'all' for every one.")] = "all",
@@ -35,9 +37,12 @@ def main(
     import torch
     import transformers
 
-    from benchmarks.quality.books import Books, run_cell
+    from benchmarks.quality.books import run_books
+    from benchmarks.quality.recall import run_recall
+    from benchmarks.quality.sentences import run_sentiment, run_translation
     from maha_opt.run_folder import versions
 
+    others = {"sentiment": run_sentiment, "translation": run_translation, "recall": run_recall}
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -59,7 +64,8 @@ def main(
                 )
                 continue
             typer.echo(f"{cell.experiment}: {cell.name}, seed {cell.seed}, learning rate {rate:g}")
-            measured = run_cell(cell, Books(books), rate, lambda line: typer.echo(f"  {line}"))
+            run = others.get(cell.experiment, run_books)
+            measured = run(cell, data, rate, lambda line: typer.echo(f"  {line}"))
             about = {
                 "key": cell.key(),
                 **asdict(cell),

@@ -25,7 +25,7 @@ from models.training.settings import Settings
 from models.training.texts import text_files
 from models.training.tokens import TokenBlocks, make_tokenizer
 
-__all__ = ["BORDERS", "Books", "run_cell"]
+__all__ = ["BORDERS", "Books", "run_books"]
 
 VALIDATION = ("persuasion",)
 TEST = ("the_war_of_the_worlds", "northanger_abbey")
@@ -58,8 +58,9 @@ class Books:
         return chosen
 
 
-def run_cell(cell: Cell, books: Books, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
+def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains the model of a cell and judges it: what goes into the results file."""
+    books = Books(data / "books")
     settings = settings_of(cell, books, rate)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -130,11 +130,53 @@ def _ablations() -> list[Cell]:
     ]
 
 
+def _sentiment() -> list[Cell]:
+    return _encoders("sentiment", ("convex", "nash", "mean", "softmax", "gate", "plain"), steps=600)
+
+
+def _translation() -> list[Cell]:
+    return _encoders("translation", ("convex", "plain"), steps=3000)
+
+
+def _encoders(experiment: str, names: Sequence[str], steps: int) -> list[Cell]:
+    """Models whose tokens see both sides, and the plain transformer of the same width."""
+    contenders = _contenders()
+    return [
+        Cell(experiment, name, *contenders[name], steps=steps, rate=1e-3, seed=seed) for seed in SEEDS for name in names
+    ]
+
+
+def _recall() -> list[Cell]:
+    """Does what was seen once, far back, reach a token? Each task at growing length, one seed first."""
+    small = {"d_model": 64, "num_heads": 2, "num_layers": 2, "dropout": 0.0}
+    sizes = {"recall": 16, "copy": 16}
+    models = {name: ("maha", small | SCALES | fusion) for name, fusion in FUSIONS.items()}
+    models |= {name: (name, small) for name in ("window", "plain")}
+    return [
+        Cell(
+            "recall",
+            f"{name}, {task}, {length}",
+            model,
+            options | {"task": task, "length": length, "size": sizes[task]},
+            steps=1000,
+            rate=2e-3,
+            seed=seed,
+        )
+        for seed in SEEDS
+        for length in (256, 512, 1024, 2048, 4096)
+        for task in sizes
+        for name, (model, options) in models.items()
+    ]
+
+
 EXPERIMENTS: dict[str, Callable[[], list[Cell]]] = {
     "tuning": _tuning,
     "books": _books,
     "unrolled": _unrolled,
     "ablations": _ablations,
+    "sentiment": _sentiment,
+    "translation": _translation,
+    "recall": _recall,
 }
 
 

@@ -1,6 +1,6 @@
 """Makes the page on quality from the results of ``benchmarks.quality``: ``python -m benchmarks.quality.table``.
 
-It prints the tables; ``--write docs/quality.md`` puts them between the markers of the page and draws the picture beside it.
+It prints the tables; ``--write docs/quality.md`` puts them between the markers of the page, and a picture beside it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,15 @@ class Finished:
     main: bool
 
 
-def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
+def train(
+    settings: Settings,
+    folder: Path,
+    *,
+    say: Callable[[str], None] = print,
+    bar: bool = False,
+    task: Task | None = None,
+    **tokens: Any,
+) -> Finished:
     """Trains a model from its first weights.
 
     Args:
@@ -55,6 +63,8 @@ def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = prin
         folder: New, or empty.
         say: Takes lines of words about how it goes.
         bar: Whether to show a progress bar, rather than say a line at every step that is logged.
+        task: Rows of the caller's own, in place of what the settings name; such a run cannot be resumed.
+        tokens: Their `vocab_size` and special tokens, in place of the tokenizer's.
 
     Raises:
         ValueError, TypeError: A setting is of no use.
@@ -64,7 +74,7 @@ def train(settings: Settings, folder: Path, *, say: Callable[[str], None] = prin
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started; it will write to the folder
     if first and ((folder / SETTINGS_FILE).exists() or checkpoints(folder)):
         raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
-    return _run(settings, folder, None, say, bar)
+    return _run(settings, folder, None, say, bar, task, **tokens)
 
 
 def resume(folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
@@ -103,11 +113,19 @@ def make_model(settings: Settings, task: Task, **tokens: Any) -> PreTrainedModel
     return task.model_class(config)
 
 
-def _run(settings: Settings, folder: Path, checkpoint: Path | None, say: Callable[[str], None], bar: bool) -> Finished:
+def _run(
+    settings: Settings,
+    folder: Path,
+    checkpoint: Path | None,
+    say: Callable[[str], None],
+    bar: bool,
+    task: Task | None = None,
+    **tokens: Any,
+) -> Finished:
     tokenizer = make_tokenizer(settings.tokenizer)
-    task = make_task(settings, tokenizer)
+    task = make_task(settings, tokenizer) if task is None else task
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = make_model(settings, task, vocab_size=len(tokenizer), **special)
+    model = make_model(settings, task, **{"vocab_size": len(tokenizer), **special, **tokens})
     over = checkpoint is not None and step_of(checkpoint) >= settings.steps
     if over:  # the trainer would take one step too many
         model = task.model_class.from_pretrained(cast(Path, checkpoint))

@@ -1,0 +1,120 @@
+"""Sentences: the sentiment of film reviews by an encoder, and English help texts in German by an encoder-decoder."""
+
+from __future__ import annotations
+
+import csv
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DataCollatorWithPadding
+
+from benchmarks.quality.experiments import D_FF, Cell
+from models.training.evaluation import bleu_and_chrf, scores, translate
+from models.training.runs import Finished, train
+from models.training.settings import Settings
+from models.training.tasks import Rows, make_task
+from models.training.texts import read_columns
+from models.training.tokens import make_tokenizer
+
+__all__ = ["run_sentiment", "run_translation"]
+
+SENTIMENT, PAIRS = "movie_sentiment.tsv.xz", "en_de_help.tsv.xz"
+CLEAR = 0.5
+"""Mean human rating from which a sentence counts as positive or negative."""
+
+TESTED, TRANSLATED = 1000, 300
+"""Rows that are judged by: sentences at random, and the last pairs of the file, which stand in document order."""
+
+CONTEXT, BATCH, WINDOW = 256, 32, 32
+
+
+def run_sentiment(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Accuracy of a classifier, and of logistic regression on TF-IDF where scikit-learn is installed."""
+    labels, ratings, texts = read_columns(data / SENTIMENT, ["label", "score", "sentence"])
+    rows = [
+        [text, label] for text, label, rating in zip(texts, labels, ratings, strict=True) if abs(float(rating)) >= CLEAR
+    ]
+    random.Random(0).shuffle(rows)
+    test, learned = rows[:TESTED], rows[TESTED:]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [_write(folder / f"{part}.tsv", own) for part, own in (("train", learned), ("test", test))]
+        settings = _settings(cell, rate, task="classify", texts=files[:1], validation=files[1:], columns=("0", "1"))
+        done = train(settings, folder / "run", say=say)
+        held = make_task(settings, make_tokenizer()).validation
+    assert isinstance(held, Rows)
+    logits = scores(done.model, held.rows, DataCollatorWithPadding(make_tokenizer())).double()
+    answers = torch.tensor([row["labels"] for row in held.rows])
+    record = _about(done, settings)
+    record["test_loss"] = float(cross_entropy(logits, answers))
+    record["test_accuracy"] = float((logits.argmax(-1) == answers).double().mean())
+    return record | {"tfidf_accuracy": _tfidf(learned, test)}
+
+
+def run_translation(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """BLEU and chrF of a translator."""
+    pairs = list(zip(*read_columns(data / PAIRS, ["0", "1"]), strict=True))
+    learned, test = pairs[:-TRANSLATED], pairs[-TRANSLATED:]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [_write(folder / f"{part}.tsv", own) for part, own in (("train", learned), ("test", test))]
+        settings = _settings(cell, rate, task="translate", texts=files[:1], validation=files[1:], columns=("0", "1"))
+        done = train(settings, folder / "run", say=say)
+    sources, references = zip(*test, strict=True)
+    return _about(done, settings) | bleu_and_chrf(translate(done.model, make_tokenizer(), sources), references)
+
+
+def _settings(cell: Cell, rate: float, **data: Any) -> Settings:
+    settings = Settings(
+        model=cell.model,
+        options=cell.options | {"d_ff": D_FF},
+        context=CONTEXT,
+        window=WINDOW,
+        steps=cell.steps,
+        batch=BATCH,
+        learning_rate=rate,
+        evaluate_every=max(cell.steps // 40 * 10, 10),
+        save_every=10,
+        log_every=10,
+        seed=cell.seed,
+        device="cpu",
+        trainer={"save_strategy": "no", "report_to": "none"},
+    )
+    return replace(
+        settings, **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    )
+
+
+def _about(done: Finished, settings: Settings) -> dict[str, Any]:
+    return {
+        "parameters": done.parameters,
+        "rows": settings.steps * BATCH,
+        "curve": [[entry["step"], entry.get("loss"), entry.get("eval_loss")] for entry in done.history],
+        "validation": done.metrics["eval_loss"],
+    }
+
+
+def _write(file: Path, rows: Sequence[Sequence[str]]) -> str:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, escapechar=None)
+        writer.writerows(rows)
+    return str(file)
+
+
+def _tfidf(learned: list[list[str]], test: list[list[str]]) -> float | None:
+    """Accuracy of the usual baseline; None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore[reportMissingImports]
+        from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    (texts, labels), (held_texts, held_labels) = (zip(*rows, strict=True) for rows in (learned, test))
+    classifier = LogisticRegression(max_iter=1000, C=10).fit(words.fit_transform(texts), labels)
+    return float(classifier.score(words.transform(held_texts), held_labels))
