@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from maha_opt.aggregation_base import Aggregated, Aggregation
+from maha_opt.aggregation_base import Aggregated, Aggregation, HeadOptions
 from maha_opt.problems import convex_from, convex_objective, nash_from, nash_objective
-from maha_opt.scale_outputs import ScaleOutputs, check_exact
-from maha_opt.sets import SetLike, restrict
+from maha_opt.scale_outputs import ScaleOutputs
+from maha_opt.sets import restrict
 from solvers import AffineVI
 
-__all__ = ["Aggregated", "ConvexAggregation", "GateAggregation", "NashAggregation"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-Granularity = Literal["token", "token_head", "sequence", "head"]
-Prices = Tensor | Sequence[float] | Literal["learned"] | None
+__all__ = ["Aggregated", "ConvexAggregation", "GateAggregation", "NashAggregation"]
 
 
 class ConvexAggregation(Aggregation):
@@ -37,17 +36,7 @@ class ConvexAggregation(Aggregation):
         target: "linear": t is a learned linear map of the block's input, which `forward` then needs. "consensus": t is
             the mean of the scales, which is the published objective `Σ_l ‖y_l − Σ_k w_k y_k‖²`; over the simplex its
             answer is the plain mean for any data.
-        num_heads: This and all others: see `Aggregation`.
-        granularity: See there.
-        causal: See there.
-        feasible: See there.
-        feasible_options: See there.
-        prices: See there.
-        ridge: See there.
-        solver: See there.
-        gradient: See there.
-        solver_options: See there.
-        on_failure: See there.
+        options: See `Aggregation`.
 
     Raises:
         TypeError: As `Aggregation`.
@@ -60,33 +49,9 @@ class ConvexAggregation(Aggregation):
         d_model: int,
         *,
         target: Literal["linear", "consensus"] = "linear",
-        num_heads: int = 1,
-        granularity: Granularity = "token",
-        causal: bool = False,
-        feasible: SetLike = "simplex",
-        feasible_options: Mapping[str, object] | None = None,
-        prices: Prices = None,
-        ridge: float = 1e-2,
-        solver: str = "pivot",
-        gradient: str = "implicit",
-        solver_options: Mapping[str, object] | None = None,
-        on_failure: str = "warn",
+        **options: Unpack[HeadOptions],
     ) -> None:
-        super().__init__(
-            num_scales,
-            d_model,
-            num_heads=num_heads,
-            granularity=granularity,
-            causal=causal,
-            feasible=feasible,
-            feasible_options=feasible_options,
-            prices=prices,
-            ridge=ridge,
-            solver=solver,
-            gradient=gradient,
-            solver_options=solver_options,
-            on_failure=on_failure,
-        )
+        super().__init__(num_scales, d_model, **options)
         if target not in ("linear", "consensus"):
             raise ValueError(f"target must be 'linear' or 'consensus', but got {target!r}.")
         self.target = nn.Linear(d_model, d_model) if target == "linear" else None
@@ -94,12 +59,7 @@ class ConvexAggregation(Aggregation):
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if self.target is None:
             return None
-        if inputs is None:
-            raise ValueError("inputs must be given: target='linear' is a map of the block's input.")
-        check_exact("inputs", inputs, shape)
-        if mask is not None:  # NaN at padding would come back in the gradient of the map
-            inputs = torch.where(mask.unsqueeze(-1), inputs, 0.0)
-        return self._by_head(self.target(inputs))
+        return self._mapped(self.target, inputs, mask, shape)
 
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
         goal = "consensus" if target is None else target
@@ -126,18 +86,9 @@ class NashAggregation(Aggregation):
     Args:
         num_scales: Number of scales L, the players.
         d_model: Number of channels.
-        num_heads: This and all others: see `Aggregation`. The heads share the coupling.
-        granularity: See there.
-        causal: See there.
-        feasible: See there; by default every player chooses in [0, 1] on its own. With a shared constraint, such as
-            "simplex" or "budget", the weights are the variational equilibrium.
-        feasible_options: See there.
-        prices: See there.
-        ridge: See there.
-        solver: See there.
-        gradient: See there.
-        solver_options: See there.
-        on_failure: See there.
+        options: See `Aggregation`. Heads share the coupling. `feasible` is "box" unless named: every player chooses in
+            [0, 1] on its own. With a shared constraint, such as "simplex" or "budget", the weights are the variational
+            equilibrium.
 
     Raises:
         TypeError: As `Aggregation`.
@@ -148,34 +99,10 @@ class NashAggregation(Aggregation):
         self,
         num_scales: int,
         d_model: int,
-        *,
-        num_heads: int = 1,
-        granularity: Granularity = "token",
-        causal: bool = False,
-        feasible: SetLike = "box",
-        feasible_options: Mapping[str, object] | None = None,
-        prices: Prices = None,
-        ridge: float = 1e-2,
-        solver: str = "pivot",
-        gradient: str = "implicit",
-        solver_options: Mapping[str, object] | None = None,
-        on_failure: str = "warn",
+        **options: Unpack[HeadOptions],
     ) -> None:
-        super().__init__(
-            num_scales,
-            d_model,
-            num_heads=num_heads,
-            granularity=granularity,
-            causal=causal,
-            feasible=feasible,
-            feasible_options=feasible_options,
-            prices=prices,
-            ridge=ridge,
-            solver=solver,
-            gradient=gradient,
-            solver_options=solver_options,
-            on_failure=on_failure,
-        )
+        options.setdefault("feasible", "box")
+        super().__init__(num_scales, d_model, **options)
         self.raw_coupling = nn.Parameter(torch.zeros(num_scales, num_scales))
 
     @property
@@ -209,16 +136,8 @@ class GateAggregation(Aggregation):
     Args:
         num_scales: Number of scales L.
         d_model: Number of channels.
-        num_heads: This and all others: see `Aggregation`; prices are in units of the scores here.
-        granularity: See there. The heads have scores of their own; tokens that share a problem share their mean scores.
-        causal: See there.
-        feasible: See there.
-        feasible_options: See there.
-        prices: See there.
-        solver: See there.
-        gradient: See there.
-        solver_options: See there.
-        on_failure: See there.
+        options: See `Aggregation`; `solver` is "softmax" unless named. Prices are in units of the scores, and there is
+            no `ridge`. Heads have scores of their own; tokens that share a problem share their mean scores.
 
     Raises:
         TypeError: As `Aggregation`.
@@ -229,41 +148,16 @@ class GateAggregation(Aggregation):
         self,
         num_scales: int,
         d_model: int,
-        *,
-        num_heads: int = 1,
-        granularity: Granularity = "token",
-        causal: bool = False,
-        feasible: SetLike = "simplex",
-        feasible_options: Mapping[str, object] | None = None,
-        prices: Prices = None,
-        solver: str = "softmax",
-        gradient: str = "implicit",
-        solver_options: Mapping[str, object] | None = None,
-        on_failure: str = "warn",
+        **options: Unpack[HeadOptions],
     ) -> None:
-        super().__init__(
-            num_scales,
-            d_model,
-            num_heads=num_heads,
-            granularity=granularity,
-            causal=causal,
-            feasible=feasible,
-            feasible_options=feasible_options,
-            prices=prices,
-            solver=solver,
-            gradient=gradient,
-            solver_options=solver_options,
-            on_failure=on_failure,
-        )
-        self.scores = nn.Linear(d_model, num_scales * (num_heads if self._per_head else 1))
+        if "ridge" in options:
+            raise TypeError("ridge has no meaning for a gate, whose problem is strongly convex by itself.")
+        options.setdefault("solver", "softmax")
+        super().__init__(num_scales, d_model, **options)
+        self.scores = nn.Linear(d_model, num_scales * (self.num_heads if self._per_head else 1))
 
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-        if inputs is None:
-            raise ValueError("inputs must be given: a gate reads the block's input.")
-        check_exact("inputs", inputs, shape)
-        if mask is not None:  # NaN at padding would come back in the gradient of the map
-            inputs = torch.where(mask.unsqueeze(-1), inputs, 0.0)
-        return self._by_head(self.scores(inputs))
+        return self._mapped(self.scores, inputs, mask, shape)
 
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
         scores = self._shared_scores(outputs, target)

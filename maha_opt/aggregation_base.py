@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,35 @@ from solvers import AffineVI, FeasibleSet, Solution, available_solvers, solve
 from solvers.interface import GRADIENTS, ON_FAILURE
 
 GRANULARITIES = ("token", "token_head", "sequence", "head")
+Granularity = Literal["token", "token_head", "sequence", "head"]
+Prices = Tensor | Sequence[float] | Literal["learned"] | None
 
 FIRST_PRICE = 0.05
 """Where learned prices start, in units of the mean square of the scale outputs."""
 
 HEURISTICS = ("softmax", "mean", "scipy")
 """Solvers whose answer does not depend on all of the problem, or does not say how."""
+
+
+class AggregationOptions(TypedDict, total=False):
+    """Options of every aggregation, which `Aggregation` documents."""
+
+    granularity: Granularity
+    feasible: SetLike
+    feasible_options: Mapping[str, object] | None
+    prices: Prices
+    ridge: float
+    solver: str
+    gradient: str
+    solver_options: Mapping[str, object] | None
+    on_failure: str
+
+
+class HeadOptions(AggregationOptions, total=False):
+    """The same, with what a model tells its aggregations."""
+
+    num_heads: int
+    causal: bool
 
 
 class Aggregated(NamedTuple):
@@ -79,11 +102,11 @@ class Aggregation(nn.Module):
         d_model: int,
         *,
         num_heads: int = 1,
-        granularity: Literal["token", "token_head", "sequence", "head"] = "token",
+        granularity: Granularity = "token",
         causal: bool = False,
         feasible: SetLike = "simplex",
         feasible_options: Mapping[str, object] | None = None,
-        prices: Tensor | Sequence[float] | Literal["learned"] | None = None,
+        prices: Prices = None,
         ridge: float = 1e-2,
         solver: str = "pivot",
         gradient: str = "implicit",
@@ -243,6 +266,15 @@ class Aggregation(nn.Module):
         """What goes in besides the scale outputs, arranged like them; None: nothing."""
         del inputs, mask, shape
         return None
+
+    def _mapped(self, linear: nn.Linear, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """A linear map of the block's input, arranged like the scale outputs."""
+        if inputs is None:
+            raise ValueError("inputs must be given: the weights depend on a map of the block's input.")
+        check_exact("inputs", inputs, shape)
+        if mask is not None:  # NaN at padding would come back in the gradient of the map
+            inputs = torch.where(mask.unsqueeze(-1), inputs, 0.0)
+        return self._by_head(linear(inputs))
 
     def _set(self, outputs: ScaleOutputs) -> FeasibleSet:
         return self.feasible if isinstance(self.feasible, FeasibleSet) else self.feasible(outputs.available)

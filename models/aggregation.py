@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from maha_opt.aggregation import ConvexAggregation, GateAggregation, Granularity, NashAggregation, Prices
-from maha_opt.sets import SetLike
+from maha_opt.aggregation import ConvexAggregation, GateAggregation, NashAggregation
+from maha_opt.aggregation_base import AggregationOptions
 from models.upsampling import upsample
 
 if TYPE_CHECKING:
@@ -20,32 +20,14 @@ Strategy = Literal["convex", "nash", "gate"]
 FUSIONS = {"convex": ConvexAggregation, "nash": NashAggregation, "gate": GateAggregation}
 
 
-class FusionOptions(TypedDict, total=False):
+class FusionOptions(AggregationOptions, total=False):
     """Options of `maha_opt.ConvexAggregation`, `NashAggregation` and `GateAggregation`, which document them.
 
     Attributes:
         target: "linear" or "consensus"; convex only.
-        granularity: "token", "token_head", "sequence" or "head".
-        feasible: name of a set, a set, or what makes one.
-        feasible_options: options of a named set.
-        prices: one per scale, "learned", or None.
-        ridge: relative to the mean square of the scale outputs; not of a gate.
-        solver: one of `solvers.available_solvers`.
-        gradient: "implicit", "unrolled" or "one_step".
-        solver_options: options of the solver.
-        on_failure: "raise", "warn" or "ignore".
     """
 
     target: Literal["linear", "consensus"]
-    granularity: Granularity
-    feasible: SetLike
-    feasible_options: Mapping[str, object] | None
-    prices: Prices
-    ridge: float
-    solver: str
-    gradient: str
-    solver_options: Mapping[str, object] | None
-    on_failure: str
 
 
 class OptimizationDrivenAggregation(nn.Module):
@@ -80,10 +62,8 @@ class OptimizationDrivenAggregation(nn.Module):
         super().__init__()
         if strategy not in FUSIONS:
             raise ValueError(f"strategy must be {' or '.join(map(repr, FUSIONS))}, but got {strategy!r}.")
-        if strategy == "nash" and "target" in options:
-            raise TypeError('target belongs to strategy="convex": a player of "nash" has its own output as a target.')
-        if strategy == "gate" and (wrong := {"target", "ridge"} & set(options)):
-            raise TypeError(f'{min(wrong)} has no meaning with strategy="gate", which reads the block\'s input alone.')
+        if strategy != "convex" and "target" in options:
+            raise TypeError(f'target belongs to strategy="convex": {strategy!r} knows no target but its own.')
         self.compression_ratio = compression_ratio
         self.causal = causal
         shared: dict[str, Any] = {"num_heads": num_heads, "causal": causal, **options}
