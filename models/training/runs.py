@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -182,15 +181,8 @@ def _arguments(settings: Settings, folder: Path, bar: bool) -> TrainingArguments
         "dataloader_pin_memory": settings.device != "cpu" and torch.cuda.is_available(),
         "disable_tqdm": not bar,
         "report_to": "tensorboard" if find_spec("tensorboard") else "none",
-        "include_for_metrics": [],
     }
     try:
         return TrainingArguments(**ours | settings.trainer)
     except TypeError as error:
         raise ValueError(f"transformers.TrainingArguments does not take this: {error}.") from None
-
-
-logging.getLogger("transformers.trainer").addFilter(
-    # said for every task whose tokenizer has other special tokens than the configuration, though it has been dealt with
-    lambda record: "The tokenizer has new PAD/BOS/EOS tokens" not in record.getMessage()
-)

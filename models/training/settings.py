@@ -82,8 +82,9 @@ class Settings:
         for name in ("evaluate_every", "save_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} must be a multiple of log_every={self.log_every}, not {getattr(self, name)}.")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f"precision must be 'fp32', 'bf16' or 'fp16', but got {self.precision!r}.")
+        for name, choices in (("precision", ("fp32", "bf16", "fp16")), ("device", ("auto", "cpu"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, but got {getattr(self, name)!r}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), but got {self.warmup}.")
 
