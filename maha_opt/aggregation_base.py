@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from maha_opt.scale_outputs import ScaleOutputs, check_exact, check_mask, checked_outputs, full_precision, real_part
+from maha_opt.scale_outputs import (
+    ScaleOutputs,
+    check_exact,
+    check_mask,
+    checked_outputs,
+    full_precision,
+    of_unit_size,
+    real_part,
+)
 from maha_opt.sets import SetLike, inverse_softplus, make_set
 from solvers import AffineVI, FeasibleSet, Solution, available_solvers, solve
 from solvers.interface import GRADIENTS, ON_FAILURE
@@ -33,6 +41,7 @@ class AggregationOptions(TypedDict, total=False):
     feasible_options: Mapping[str, object] | None
     prices: Prices
     ridge: float
+    normalise: bool
     solver: str
     gradient: str
     solver_options: Mapping[str, object] | None
@@ -80,6 +89,9 @@ class Aggregation(nn.Module):
             numbers, or "learned", or None for no such term. **On the simplex uniform prices do nothing**, because
             `Σ|w_l| = 1` is a constant there: only their differences act, and get a gradient.
         ridge: > 0, in units of the mean square of the scale outputs; makes the solution unique.
+        normalise: Whether the problems see every scale output divided by its root mean square, so that they choose
+            between directions and not sizes: a coarse scale, whose outputs are averages of averages, is small, and a
+            convex fusion likes what is small. The fused output is the sum of the outputs themselves either way.
         solver: One of `solvers.available_solvers`.
         gradient: "implicit", "unrolled" or "one_step"; which of them a solver takes is said by `solvers.solve`.
         solver_options: Options of the solver, and `tol` and `max_iter`, as `solvers.solve` takes them.
@@ -108,6 +120,7 @@ class Aggregation(nn.Module):
         feasible_options: Mapping[str, object] | None = None,
         prices: Prices = None,
         ridge: float = 1e-2,
+        normalise: bool = False,
         solver: str = "pivot",
         gradient: str = "implicit",
         solver_options: Mapping[str, object] | None = None,
@@ -133,6 +146,7 @@ class Aggregation(nn.Module):
         self.granularity = granularity
         self.causal = causal
         self.ridge = ridge
+        self.normalise = normalise
         self.feasible = make_set(feasible, feasible_options)
         if isinstance(self.feasible, FeasibleSet) and self.feasible.is_fixed:  # say now that it is empty, not later
             AffineVI(torch.eye(num_scales), torch.zeros(num_scales), feasible=self.feasible)
@@ -239,14 +253,17 @@ class Aggregation(nn.Module):
                 check_mask(name, given, shape)
                 check_exact(name, given, shape)
         target = self._target(inputs, mask, (batch, n, self.d_model))
-        outputs = self._arranged(Y, available, mask, cleared)
+        dtype, outputs = Y.dtype, self._arranged(Y, available, mask, cleared)
         with full_precision(outputs.Y):
+            Y = outputs.Y  # what is fused
+            if self.normalise:
+                outputs = outputs._replace(Y=of_unit_size(Y))
             problem = self._problem(outputs, target)
             # solve says which options its solver does not take.
             options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
             solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
-            fused = self._fused(outputs.Y, solution.weights)
-        return Aggregated(fused.to(Y.dtype), solution), problem, outputs, target
+            fused = self._fused(Y, solution.weights)
+        return Aggregated(fused.to(dtype), solution), problem, outputs, target
 
     def extra_repr(self) -> str:
         """The configuration that is not a submodule's."""

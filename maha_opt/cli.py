@@ -342,7 +342,7 @@ def train(
     steps: Annotated[int, typer.Option(rich_help_panel=TRAINING, min=1, help="Steps of the optimizer.")] = 400,
     batch: Annotated[int, typer.Option(rich_help_panel=TRAINING, min=1, help="Rows for each process and part.")] = 8,
     accumulate: Annotated[int, typer.Option(rich_help_panel=TRAINING, min=1, help="Parts that make one step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(rich_help_panel=TRAINING, help="At its highest.")] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(rich_help_panel=TRAINING, help="At its highest.")] = 2e-3,
     warmup: Annotated[
         float, typer.Option(rich_help_panel=TRAINING, min=0.0, max=1.0, help="Part of the steps in which it rises.")
     ] = 0.1,

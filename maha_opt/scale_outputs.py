@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+SMALLEST_SQUARE = 1e-12
+"""Mean square of a scale output below which it counts as zero."""
+
 
 def gram(Y: Tensor, mask: Tensor | None = None) -> Tensor:
     """`G = YYᵀ/d`.
@@ -34,6 +37,11 @@ def gram(Y: Tensor, mask: Tensor | None = None) -> Tensor:
     Y = checked_outputs(Y)
     with full_precision(Y):
         return gram_of(Y if mask is None else torch.where(mask.unsqueeze(-1), Y, 0.0))
+
+
+def of_unit_size(Y: Tensor) -> Tensor:
+    """Scale outputs (..., d) divided by their root mean square; those that are zero, or nearly, stay so."""
+    return Y * (Y.square().mean(-1, keepdim=True) + SMALLEST_SQUARE).rsqrt()
 
 
 class ScaleOutputs(NamedTuple):

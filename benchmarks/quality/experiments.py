@@ -114,6 +114,8 @@ def _ablations() -> list[Cell]:
         "projections of each scale": {"projections": "scale"},
         "weights of each head": {"granularity": "token_head"},
         "learned prices": {"prices": "learned"},
+        "scales of one size in the problem": {"normalise": True},
+        "nash, scales of one size in the problem": {"aggregation_strategy": "nash", "normalise": True},
         "ridge 0.1": {"ridge": 0.1},
         "ridge 1": {"ridge": 1.0},
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},

@@ -85,6 +85,7 @@ class MAHAConfig(PreTrainedConfig):
     feasible_options: dict[str, Any] | None = None
     prices: str | list[float] | None = None
     ridge: float | None = None
+    normalise: bool | None = None
     solver: str | None = None
     gradient: str | None = None
     solver_options: dict[str, Any] | None = None

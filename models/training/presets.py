@@ -70,6 +70,7 @@ OF_SCALES = (
     "feasible_options",
     "prices",
     "ridge",
+    "normalise",
     "solver",
     "gradient",
     "solver_options",

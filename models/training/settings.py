@@ -59,10 +59,10 @@ class Settings:
     columns: tuple[str, ...] = ()
     held_out: float = 0.05
     tokenizer: str | None = None
-    steps: int = 600
-    batch: int = 16
+    steps: int = 400
+    batch: int = 8
     accumulate: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     warmup: float = 0.1
     weight_decay: float = 0.1
     evaluate_every: int = 100

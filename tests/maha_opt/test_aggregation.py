@@ -69,6 +69,23 @@ def test_a_gate_is_the_softmax_of_scores_of_the_input_and_solved_exactly_their_p
     assert ((w == 0) | ((away - least).abs() < rounding)).all()
 
 
+@BOTH
+@EVERY_GRANULARITY
+def test_normalised_problems_do_not_see_the_size_of_a_scale_but_the_fusion_adds_up_what_is_there(kind, granularity):
+    Y, available, inputs = data()
+    made = layer(kind, granularity=granularity, normalise=True)
+    factors = torch.tensor([1.0, 0.01, 100.0])[:, None]
+    if granularity in ("token_head", "head"):  # also where the heads of a scale differ in size
+        factors = factors * torch.tensor([1.0, 5.0]).repeat_interleave(D // HEADS)
+    solution = made(Y, available, inputs).solution
+    other, scaled = made(Y * factors, available, inputs)
+    assert_close(scaled.weights, solution.weights, rtol=0, atol=1e-4)  # float32, and the smallest square
+    if granularity == "token":
+        exists = available.unsqueeze(-1)
+        expected = (scaled.weights.unsqueeze(-1) * (Y * factors).masked_fill(~exists, 0.0)).sum(2)
+        assert_close(other, expected)
+
+
 def test_tokens_that_share_a_gate_share_their_mean_scores():
     Y, _, inputs = data()
     mask = torch.tensor([[True] * N, [True] * 2 + [False] * (N - 2)])

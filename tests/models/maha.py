@@ -23,6 +23,7 @@ VARIANTS = {
     "pooled, no convolution, prices": {"decomposition": "pool", "conv_kernel": 0, "prices": [0.3, 0.1, 0.0]},
     "one scale": {"num_scales": 1},
     "gate": {"aggregation_strategy": "gate"},
+    "scales of one size in the problem": {"normalise": True},
     "sparse gate per head": {"aggregation_strategy": "gate", "solver": "pivot", "granularity": "token_head"},
     "budget that learns": {
         "feasible": "budget",
