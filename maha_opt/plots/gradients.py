@@ -56,6 +56,9 @@ def gradient_error_against_iterations(table: pd.DataFrame, problem: str | None =
     ax.set(
         xscale="log", yscale="log", xlabel="iterations $K$", ylabel="error of the gradient, $\\|g - g^*\\| / \\|g^*\\|$"
     )
+    counts = sorted(own["steps"].unique())
+    ax.set_xticks(counts, [str(count) for count in counts])
+    ax.minorticks_off()
     seeds = own["seed"].nunique()
     ax.set_title(f"{problem}: gradients after K iterations, {seeds} seed{'' if seeds == 1 else 's'}", fontsize=10)
     handles = [Line2D([], [], color=styles[s][0], marker=styles[s][1], label=words(s)) for s in solvers]
