@@ -182,7 +182,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> list[Line2D]:
 def _records(table: Iterable[Mapping[str, Any]] | pd.DataFrame | Path | str) -> Iterable[Mapping[str, Any]]:
     if isinstance(table, (str, Path)):
         return read_csv(table)
-    if hasattr(table, "to_dict"):  # pandas writes NaN for None
-        records = cast("pd.DataFrame", table).to_dict("records")
-        return [{str(name): None if value != value else value for name, value in row.items()} for row in records]
+    if hasattr(table, "to_dict"):
+        frame = cast("pd.DataFrame", table)
+        return cast(Iterable[Mapping[str, Any]], frame.astype(object).where(frame.notna(), None).to_dict("records"))
     return cast(Iterable[Mapping[str, Any]], table)
