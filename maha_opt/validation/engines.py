@@ -44,7 +44,7 @@ def parallel(engine: str, jobs: int | None) -> Iterator[Parallel]:
 
             if engine == "dask":
                 workers = cpu_count() if jobs is None else jobs
-                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="")
+                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
                 address = stack.enter_context(cluster)
             else:
                 address = engine.replace("dask://", "tcp://")
