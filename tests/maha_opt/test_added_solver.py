@@ -169,7 +169,7 @@ def test_compare_of_the_command_line_takes_it(file, tmp_path):
 
 
 def test_sweep_of_the_command_line_takes_it_with_options(file, tmp_path):
-    words = "--seeds 2 --jobs 2 --problems 4 --reference 2 --steps 5 --condition 10 --coupling 0 --feasible simplex"
+    words = "--seeds 2 --jobs 1 --problems 4 --reference 2 --steps 5 --condition 10 --coupling 0 --feasible simplex"
     chosen = ("--solvers", "extra:shorter=0.5", "--output", tmp_path / "run")
     done = command(file, "sweep", *words.split(), *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
