@@ -21,6 +21,7 @@ from maha_opt.scale_outputs import (
 from maha_opt.sets import SetLike, inverse_softplus, make_set
 from solvers import AffineVI, FeasibleSet, Solution, available_solvers, solve
 from solvers.interface import GRADIENTS, ON_FAILURE
+from solvers.registry import registered
 
 GRANULARITIES = ("token", "token_head", "sequence", "head")
 Granularity = Literal["token", "token_head", "sequence", "head"]
@@ -28,9 +29,6 @@ Prices = Tensor | Sequence[float] | Literal["learned"] | None
 
 FIRST_PRICE = 0.05
 """Where learned prices start, in units of the mean square of the scale outputs."""
-
-HEURISTICS = ("softmax", "mean", "scipy")
-"""Solvers whose answer does not depend on all of the problem, or does not say how."""
 
 
 class AggregationOptions(TypedDict, total=False):
@@ -340,8 +338,9 @@ class Aggregation(nn.Module):
 
     def _fused(self, Y: Tensor, weights: Tensor) -> Tensor:
         """`Σ_l w_l y_l`, (batch, n, d_model)."""
-        if self.solver in HEURISTICS and torch.is_grad_enabled():
-            # What does not enter these weights gets a zero gradient rather than none, which DDP would wait for.
+        if torch.is_grad_enabled() and "implicit" not in getattr(registered(self.solver), "gradients", ()):
+            # Its answer may not depend on all of the problem, or not say how. What does not enter these weights gets a
+            # zero gradient rather than none, which DDP would wait for.
             weights = weights + 0.0 * sum(parameter.sum() for parameter in self.parameters())
         if self._whole:
             weights = weights.unsqueeze(-2)

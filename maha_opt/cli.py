@@ -55,19 +55,28 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="Python file or module that registers solvers of your own; may be given again."),
+    ] = None,
 ) -> None:
     """Differentiable optimization layers for multiscale attention."""
     del version
+    with _words_for_errors(Console(stderr=True)):
+        for name in plugin or ():
+            from maha_opt.plugins import load
+
+            load(name)
 
 
 @app.command()
 def solvers() -> None:
     """List the solvers that --solvers takes."""
-    from maha_opt.contenders import ABOUT
     from solvers import available_solvers
+    from solvers.registry import about_solver
 
     for flag in available_solvers():
-        typer.echo(f"{flag:<20}{ABOUT.get(flag, 'registered by you')}")
+        typer.echo(f"{flag:<20}{about_solver(flag).replace('``', '')}")
 
 
 @app.command()
@@ -246,7 +255,7 @@ class Precision(str, Enum):
     fp16 = "fp16"
 
 
-DATA, MODEL, TRAINING = "Data", "Model", "Training"
+DATA, MODEL, TRAINING, PROBLEMS = "Data", "Model", "Training", "Problems"
 
 
 @app.command()
@@ -595,6 +604,102 @@ def convergence(
 
         request = Request(seeds=seeds, solvers=solvers, iterations=iterations, scales=scales, text=text, output=output)
         raise typer.Exit(run(request, console, errors))
+
+
+@app.command()
+def sweep(
+    solvers: Annotated[
+        str, typer.Option(help="Solvers, with commas between them, options after colons; 'all' for every one.")
+    ] = "all",
+    gradients: Annotated[str, typer.Option(help="Of those that a solver has, which ones.")] = (
+        "implicit,unrolled,one_step"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds of every setting.")] = 8,
+    scales: Annotated[str, typer.Option(rich_help_panel=PROBLEMS, help="Numbers of scales L.")] = "4",
+    condition: Annotated[
+        str, typer.Option(rich_help_panel=PROBLEMS, help="Condition numbers of the symmetric part of M.")
+    ] = "10,100",
+    coupling: Annotated[
+        str, typer.Option(rich_help_panel=PROBLEMS, help="Norms of its antisymmetric part; 0: convex programs.")
+    ] = "0,2",
+    tie_distance: Annotated[
+        str, typer.Option(rich_help_panel=PROBLEMS, help="Least distances of a weight from a tie.")
+    ] = "0.02",
+    feasible: Annotated[
+        str, typer.Option(rich_help_panel=PROBLEMS, help="Feasible sets: " + ", ".join(SetName) + ".")
+    ] = "simplex,box",
+    price: Annotated[str, typer.Option(rich_help_panel=PROBLEMS, help="L1 prices λ, about.")] = "0",
+    problems: Annotated[
+        int, typer.Option(rich_help_panel=PROBLEMS, min=1, help="Problems of each setting and seed.")
+    ] = 64,
+    reference: Annotated[int, typer.Option(min=1, help="How many of them the exact reference solves.")] = 16,
+    steps: Annotated[
+        str, typer.Option(help="Fixed numbers of steps of the approximate solvers, besides running to tolerance.")
+    ] = "5,20,80",
+    max_iter: Annotated[int, typer.Option(min=1, help="Bound on the iterations where they run to tolerance.")] = 2000,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local: the cores of this machine. dask: a Dask cluster here. dask://HOST:PORT: a running one."
+        ),
+    ] = "local",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Workers. Default: one for each core.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; that of a sweep that was ended goes on. Default: runs/sweep-DATE-TIME."
+        ),
+    ] = None,
+) -> None:
+    """Compare solvers over many settings of random problems and seeds, on all cores or a cluster.
+
+    Every combination of the values, which have commas between them, is a setting; every setting with every seed a
+    cell, written down as soon as it is finished. The same command with the same --output goes on after whatever ended
+    it. Writes results.parquet, sweep.json and cells/ to the folder.
+    """
+    from maha_opt.interrupts import prompt_interrupts
+
+    console, errors = Console(), Console(stderr=True)
+    with _words_for_errors(errors, extra="sweep"), prompt_interrupts():
+        from maha_opt.cli_sweep import Request, run
+
+        request = Request(
+            solvers=solvers,
+            gradients=gradients,
+            seeds=seeds,
+            scales=scales,
+            condition=condition,
+            coupling=coupling,
+            tie_distance=tie_distance,
+            feasible=feasible,
+            price=price,
+            problems=problems,
+            reference=reference,
+            steps=steps,
+            max_iter=max_iter,
+            engine=engine,
+            jobs=jobs,
+            output=output,
+        )
+        raise typer.Exit(run(request, console, errors))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run of sweep, compare or convergence.")],
+    output: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Kinds of problems that get pictures, at most.")] = 12,
+) -> None:
+    """Make one HTML page of a run: its settings, tables with bootstrap intervals, pictures, and what failed.
+
+    The page holds its pictures and needs no network. It can be made of a run that has not ended too.
+    """
+    console, errors = Console(), Console(stderr=True)
+    with _words_for_errors(errors, extra="study"):
+        from maha_opt.html import write_report
+
+        path = write_report(folder, output, pictures=pictures)
+        console.print(f"Written to {path}", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -22,13 +22,14 @@ from rich.table import Table
 
 from maha_opt.cli_scales import Recipe, check_length, problems_of
 from maha_opt.plots import save_convergence
-from maha_opt.run_folder import claim, machine, revision, versions, write_json
+from maha_opt.run_folder import CONVERGENCE as JSON
+from maha_opt.run_folder import ERRORS, RATES, claim, machine, revision, versions, write_json
 from maha_opt.text import novel, read_text
 from maha_opt.validation import Convergence, Difficulty, convergence
 from maha_opt.validation.convergence import SOLVERS
 from maha_opt.validation.sources import Source, settings_of
 
-ERRORS, RATES, JSON, PICTURE = "errors.parquet", "rates.parquet", "convergence.json", "convergence.png"
+PICTURE = "convergence.png"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from maha_opt.cells import Batch, Cell
-from maha_opt.contenders import ONE_AT_A_TIME, Contender
+from maha_opt.contenders import Contender
 from solvers import AffineVI, FeasibleSet, Solution, exploitability, solve
 
 __all__ = ["REFERENCE", "Batch", "Cell", "compare", "take"]
@@ -127,7 +127,7 @@ def _measure_reference(batch: Batch, cotangent: Tensor, covered: int, repeats: i
         reference = _Reference(problem, answer, certified, certified & _is_smooth(problem, cotangent), seconds, least)
         cell = replace(cell, **_certificates(answer, problem), **_counts(reference))
     except Exception as error:
-        return _failed(cell, error), None
+        return failed(cell, error), None
     return replace(cell, seconds_per_problem=seconds, repeats=calls, speed_up=1.0), reference
 
 
@@ -143,7 +143,7 @@ def _measure(
     cell = _empty_cell(contender, batch)
     if reason := contender.why_not(batch.problem.feasible):
         return replace(cell, status="not run", reason=reason)
-    slow = contender.solver in ONE_AT_A_TIME
+    slow = contender.one_at_a_time
     limit = max_iter if contender.iterative else None
     try:
         items = slice(covered) if slow else slice(None)
@@ -157,7 +157,7 @@ def _measure(
             cell = replace(cell, **_counts(reference), **_errors(answer, reference))
             cell = replace(cell, speed_up=reference.seconds_per_problem / seconds)
     except Exception as error:  # whatever a solver raises is its result here, not the end of the study
-        return _failed(cell, error)
+        return failed(cell, error)
     return cell
 
 
@@ -270,7 +270,8 @@ def _empty_cell(contender: Contender, batch: Batch) -> Cell:
     return Cell(batch.kind, contender.label, contender.gradient, contender.steps, batch.seed)
 
 
-def _failed(cell: Cell, error: Exception) -> Cell:
+def failed(cell: Cell, error: Exception) -> Cell:
+    """The cell, saying how it crashed."""
     line = (str(error).strip() or "no message").splitlines()[0]
     text = "".join(traceback.format_exception(error))
     return replace(cell, status="failed", reason=f"{type(error).__name__}: {line}", traceback=text)

@@ -7,23 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from solvers import FeasibleSet
-from solvers.registry import Solver, make_solver
+from solvers.registry import Solver, make_solver, solver_options
 
 Option = int | float | str
-
-ONE_AT_A_TIME = ("cvxpylayers", "scipy")
-"""Solvers that go through a batch item by item: a sample of the items shows their time per problem as well."""
-
-ABOUT = {
-    "pivot": "exact: batched principal pivoting, with a safeguard that always ends; the default",
-    "cvxpylayers": "the exact reference: a cone program, one problem at a time",
-    "best_response": "every player answers the others, until nobody moves; damped",
-    "projected_gradient": "accelerated projected gradient; extragradient for games",
-    "mirror_descent": "entropic mirror descent; simplex only",
-    "scipy": "a second, independent oracle (SLSQP), one problem at a time; no gradient",
-    "softmax": "baseline: softmax of the scores, no coupling; simplex only",
-    "mean": "baseline: equal weights; sets with a total only",
-}
 
 
 @dataclass(frozen=True)
@@ -87,8 +73,13 @@ class Contender:
 
     @property
     def iterative(self) -> bool:
-        """Whether it approaches the solution step by step."""
-        return "unrolled" in self.make().gradients
+        """Whether it approaches the solution step by step, and takes their number as an option."""
+        return "unrolled" in self.make().gradients and "unroll" in solver_options(self.solver)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether it goes through a batch item by item, so that a sample shows its time per problem as well."""
+        return getattr(self.make(), "one_at_a_time", False)
 
     @property
     def differentiable(self) -> bool:

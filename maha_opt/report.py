@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from maha_opt.contenders import Contender
 from maha_opt.summary import Rate, Row
 
 REFERENCE = "cvxpylayers"
@@ -87,7 +88,7 @@ def rate_lines(rates: Iterable[Rate]) -> Iterator[str]:
 
 def is_heuristic(row: Row) -> bool:
     """Whether it solves nothing, so that a tolerance means nothing to it."""
-    return row.solver.partition(":")[0] in ("softmax", "mean")
+    return not Contender.parse(row.solver).make().to_tolerance
 
 
 def _cells(row: Row) -> list[str]:

@@ -20,6 +20,11 @@ import torch
 from maha_opt.cells import Cell
 
 CSV, JSON, PICTURE = "results.csv", "results.json", "accuracy.png"
+"""Files of ``maha-opt compare``."""
+
+ERRORS, RATES, CONVERGENCE = "errors.parquet", "rates.parquet", "convergence.json"
+"""Files of ``maha-opt convergence``, besides its picture."""
+
 PACKAGES = ("maha-opt", "torch", "numpy", "scipy", "pandas", "pyarrow", "cvxpy", "cvxpylayers", "diffcp", "scs")
 COLUMNS = tuple(column.name for column in fields(Cell) if column.name != "traceback")
 

@@ -15,7 +15,9 @@ from solvers.standard_form import StandardForm
 
 @dataclass(frozen=True)
 class Softmax:
-    """``w = total · softmax(−q / temperature)``: the scores ``−q``, and no coupling.
+    """Baseline: softmax of the scores ``−q``, no coupling; simplex only.
+
+    ``w = total · softmax(−q / temperature)``.
 
     Attributes:
         temperature: > 0.
@@ -44,7 +46,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Mean:
-    """Equal weights ``w_i = total / L`` over the coordinates that exist."""
+    """Baseline: equal weights; sets with a total only.
+
+    ``w_i = total / L`` over the coordinates that exist.
+    """
 
     gradients: ClassVar[tuple[str, ...]] = ("own",)
     to_tolerance: bool = field(default=False, init=False, repr=False)

@@ -17,8 +17,9 @@ from solvers.sums import ordered_sum
 
 @dataclass(frozen=True)
 class BestResponse:
-    """Iterated best response ``BR_i(w) = argmin_{v_i} ½M_ii v_i² + (q_i + Σ_{j≠i} M_ij w_j) v_i + λ_i|v_i|``.
+    """Every player answers the others, until nobody moves; damped.
 
+    The best response is ``BR_i(w) = argmin_{v_i} ½M_ii v_i² + (q_i + Σ_{j≠i} M_ij w_j) v_i + λ_i|v_i|``.
     Jacobi: ``w ← (1−η)w + η BR(w)``, on every set; where the set has a sum the players pay its common price, so that
     the replies are feasible together. Gauss-Seidel: players answer in turn, on sets without a sum.
 

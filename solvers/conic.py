@@ -27,7 +27,9 @@ from solvers.standard_form import StandardForm
 
 @dataclass(frozen=True)
 class CvxpyLayers:
-    """cvxpylayers on every set, in float64 on the CPU whatever comes in; slow, and independent of our own numerics.
+    """The exact reference on every set: a cone program, one problem at a time.
+
+    Solved by cvxpylayers in float64 on the CPU whatever comes in; slow, and independent of our own numerics.
 
     Attributes:
         eps: Tolerance of the cone solver (SCS).
@@ -39,6 +41,7 @@ class CvxpyLayers:
     gradients: ClassVar[tuple[str, ...]] = ("own",)
     to_tolerance: bool = field(default=True, init=False, repr=False)
     accuracy: ClassVar[float] = 1e-8
+    one_at_a_time: ClassVar[bool] = True
     eps: float = 1e-12
     max_iters: int = 100_000
     rho_x: float = 1e-3

@@ -16,8 +16,9 @@ from solvers.sums import ordered_sum
 
 @dataclass(frozen=True)
 class MirrorDescent:
-    """Multiplicative steps ``w ∝ w exp(−γ(Mw + q))`` with ``γ = 1/max|M_ij|``, the smoothness relative to the entropy.
+    """Entropic mirror descent, mirror prox for games; simplex only.
 
+    Multiplicative steps ``w ∝ w exp(−γ(Mw + q))`` with ``γ = 1/max|M_ij|``, the smoothness relative to the entropy.
     Where ``M`` is not symmetric the slope is taken at a trial point (mirror prox, Nemirovski 2004). Weights stay
     positive and approach 0 geometrically; all gradients are smooth.
 

@@ -33,7 +33,7 @@ RESTARTS = 4
 
 @dataclass(frozen=True)
 class Pivot:
-    """Exact solver for every set and every ``L``; the default.
+    """Exact on every set: batched principal pivoting, with a safeguard that always ends; the default.
 
     Ends after finitely many pivots on every problem with ``½(M + Mᵀ)`` positive definite. Where ``M`` is only monotone
     (a rank-deficient Gram matrix without a ridge, a linear program) it solves a short sequence of regularised problems

@@ -19,9 +19,10 @@ EXTRAGRADIENT = 2**-0.5
 
 @dataclass(frozen=True)
 class ProjectedGradient:
-    """Proximal steps ``w ← prox(v − γ(Mv + q))`` on every set.
+    """Accelerated projected gradient; extragradient for games.
 
-    The step is ``γ = 1/‖M‖``, and ``1/(√2‖M‖)`` where ``M`` is not symmetric.
+    Proximal steps ``w ← prox(v − γ(Mv + q))`` on every set. The step is ``γ = 1/‖M‖``, and
+    ``1/(√2‖M‖)`` where ``M`` is not symmetric.
 
     Symmetric ``M``: Nesterov's momentum with restart whenever it points uphill (Beck and Teboulle 2009; O'Donoghue and
     Candès 2015). Others: the extragradient method, which takes the slope at a trial point (Korpelevich 1976).

@@ -28,7 +28,8 @@ class Solver(Protocol):
         gradients: The gradient flags that make sense for it. ``"implicit"``: its answer approximates the solution.
             ``"unrolled"``: it is made of differentiable operations. ``"one_step"``: it has a differentiable method
             ``one_step(problem, w)``. ``("own",)``: its answer carries a derivative of its own. ``()``: none.
-    It may have an attribute ``accuracy``, the least relative tolerance that it is asked for by default.
+    It may have attributes ``accuracy``, the least relative tolerance that it is asked for by default, and
+    ``one_at_a_time``, whether it goes through a batch item by item. The first line of its docstring says what it is.
     """
 
     gradients: ClassVar[tuple[str, ...]]
@@ -91,6 +92,38 @@ def register_solver(name: str, solver: Callable[..., Solver]) -> None:
     _SOLVERS[name] = solver
 
 
+def registered(name: str) -> Callable[..., Solver]:
+    """What makes the solver under a flag.
+
+    Raises:
+        ValueError: If there is no such solver.
+    """
+    if name not in _SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, but got {name!r}.")
+    return _SOLVERS[name]
+
+
+def solver_options(name: str) -> tuple[str, ...]:
+    """The options that the solver under a flag takes.
+
+    >>> solver_options("softmax")
+    ('temperature',)
+
+    Raises:
+        ValueError: If there is no such solver.
+    """
+    return tuple(inspect.signature(registered(name)).parameters)
+
+
+def about_solver(name: str) -> str:
+    """What the solver under a flag is: the first line of its docstring.
+
+    Raises:
+        ValueError: If there is no such solver.
+    """
+    return (inspect.getdoc(registered(name)) or "").partition("\n")[0]
+
+
 def make_solver(name: str, options: dict[str, object]) -> Solver:
     """The solver under a flag, with its options.
 
@@ -98,12 +131,11 @@ def make_solver(name: str, options: dict[str, object]) -> Solver:
         ValueError: If there is no such solver.
         TypeError: If it does not take one of the options.
     """
-    if name not in _SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, but got {name!r}.")
+    make = registered(name)
     try:
-        return _SOLVERS[name](**options)
+        return make(**options)
     except TypeError:
-        known = inspect.signature(_SOLVERS[name]).parameters
+        known = solver_options(name)
         unknown = [option for option in options if option not in known]
         if not unknown:
             raise

@@ -15,7 +15,9 @@ from solvers.standard_form import StandardForm
 
 @dataclass(frozen=True)
 class Scipy:
-    """SLSQP (Kraft 1988) on every set. Weights to about 1e-7 on well-scaled problems; no gradients.
+    """A second, independent oracle on every set, one problem at a time; no gradient.
+
+    SLSQP (Kraft 1988). Weights to about 1e-7 on well-scaled problems.
 
     Minimises ``½wᵀMw + qᵀw + λ·t`` with ``t ≥ |w|`` for a symmetric ``M``, and for others the gap program of
     `solvers.conic`, ``wᵀ(Mw + q) + λ·t + upper·α − lower·β + total·ν`` with the dual constraint
@@ -24,6 +26,7 @@ class Scipy:
 
     gradients: ClassVar[tuple[str, ...]] = ()
     accuracy: ClassVar[float] = 1e-6
+    one_at_a_time: ClassVar[bool] = True
     to_tolerance: bool = field(default=True, init=False, repr=False)
 
     def check_set(self, feasible: FeasibleSet) -> None:

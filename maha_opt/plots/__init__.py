@@ -3,7 +3,7 @@
 from maha_opt.plots.accuracy import accuracy_against_time, save_picture
 from maha_opt.plots.convergence import convergence_curves, save_convergence
 from maha_opt.plots.game import two_player_game
-from maha_opt.plots.gradients import gradient_error_against_iterations
+from maha_opt.plots.gradients import gradient_error_against_iterations, weight_error_against_iterations
 from maha_opt.plots.inside import attention_maps, scale_use, weights_over_text
 from maha_opt.plots.path import solution_path_curves
 from maha_opt.plots.simplex import simplex_of_three
@@ -22,5 +22,6 @@ __all__ = [
     "simplex_of_three",
     "solution_path_curves",
     "two_player_game",
+    "weight_error_against_iterations",
     "weights_over_text",
 ]

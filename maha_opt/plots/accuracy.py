@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -76,12 +76,12 @@ def accuracy_against_time(
     return axes[: len(kinds)]
 
 
-def save_picture(table: Iterable[Mapping[str, Any]] | pd.DataFrame | Path | str, path: Path) -> None:
+def save_picture(table: Iterable[Mapping[str, Any]] | pd.DataFrame | Path | str, path: Path | BinaryIO) -> None:
     """Draws `accuracy_against_time` into a file; needs no display.
 
     Args:
         table: As there.
-        path: The picture; its ending says the format.
+        path: The picture, whose ending says the format; or a file that is open for writing, for PNG.
     """
     figure = Figure()
     _draw_figure(figure, *_drawable(table))
@@ -182,7 +182,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> list[Line2D]:
 def _records(table: Iterable[Mapping[str, Any]] | pd.DataFrame | Path | str) -> Iterable[Mapping[str, Any]]:
     if isinstance(table, (str, Path)):
         return read_csv(table)
-    if hasattr(table, "to_dict"):  # pandas writes NaN for None
-        records = cast("pd.DataFrame", table).to_dict("records")
-        return [{str(name): None if value != value else value for name, value in row.items()} for row in records]
+    if hasattr(table, "to_dict"):
+        frame = cast("pd.DataFrame", table)
+        return cast(Iterable[Mapping[str, Any]], frame.astype(object).where(frame.notna(), None).to_dict("records"))
     return cast(Iterable[Mapping[str, Any]], table)

@@ -6,17 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import pandas as pd
 
 from maha_opt import compare as study
+from maha_opt.cells import Cell
 from maha_opt.contenders import Contender
-from maha_opt.validation.sources import Sources, batch_of, named, seeds_of, settings_of
+from maha_opt.validation.sources import Source, Sources, batch_of, named, seeds_of, settings_of
 from solvers import available_solvers
 
 GRADIENTS = ("implicit", "unrolled", "one_step")
+
+PANDAS = {"int": "int64", "float | None": "float64", "int | None": "Int64", "str | None": "object"}
+TYPES = {field.name: PANDAS[field.type] for field in fields(Cell) if field.type in PANDAS}
+"""Of the columns, also where all of a column is missing."""
 
 
 def compare(
@@ -59,20 +65,45 @@ def compare(
         TypeError: If a source is neither problems nor a function.
     """
     sources, chosen_seeds = named(problems), seeds_of(seeds)
-    contenders = _contenders(available_solvers() if solvers is None else solvers, gradients, steps)
+    contenders = parse_contenders(available_solvers() if solvers is None else solvers, gradients, steps)
     methods = {contender.label: contender.method for contender in contenders} | {study.REFERENCE.label: "cvxpylayers"}
     batches = (batch_of(name, source, seed) for name, source in sources.items() for seed in chosen_seeds)
-    records = [asdict(cell) for cell in study.compare(batches, contenders, covered=covered, repeats=repeats,
-                                                      max_iter=max_iter)]  # fmt: skip
-    table = pd.DataFrame(records).rename(columns={"kind": "problem"})
-    table["solver"] = table["solver"].map(methods)
-    table["steps"] = table["steps"].astype("Int64")
+    cells = study.compare(batches, contenders, covered=covered, repeats=repeats, max_iter=max_iter)
+    return tabulated((replace(cell, solver=methods[cell.solver]) for cell in cells), sources)
+
+
+def tabulated(cells: Iterable[Cell], sources: Mapping[str, Source]) -> pd.DataFrame:
+    """Cells as the table that `compare` returns."""
+    table = pd.DataFrame([asdict(cell) for cell in cells]).astype(TYPES).rename(columns={"kind": "problem"})
     settings = pd.DataFrame([{"problem": name, **settings_of(source)} for name, source in sources.items()])
     settings = settings.rename(columns={name: f"difficulty_{name}" for name in settings.columns.drop("problem")})
     return table.merge(settings, on="problem", how="left")
 
 
-def _contenders(solvers: Iterable[str], gradients: Sequence[str], steps: Sequence[int | None]) -> list[Contender]:
+PREFERRED = {False: ("implicit", "one_step", "unrolled"), True: ("unrolled", "implicit", "one_step")}
+"""Which gradient stands for a solver, by whether its number of steps is fixed."""
+
+
+def as_cells(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The table as the records that `maha_opt.summary` and `plots.accuracy_against_time` take: one for each solver.
+
+    Of several gradients one stays: unrolled after a fixed number of steps, else implicit, where the solver has it.
+    """
+    table = table[table["solver"] != ""].rename(columns={"problem": "kind"})
+    fixed = table["steps"].notna()
+    rank = [PREFERRED[key].index(gradient) for key, gradient in zip(fixed, table["gradient"], strict=True)]
+    rank = pd.Series(rank, table.index, dtype=int)
+    best = rank.groupby([table["kind"], table["solver"], fixed]).transform("min")
+    chosen = pd.DataFrame(table[rank == best])
+    return chosen.astype(object).where(chosen.notna(), None).to_dict("records")
+
+
+def parse_contenders(solvers: Iterable[str], gradients: Sequence[str], steps: Sequence[int | None]) -> list[Contender]:
+    """Every solver with each of the gradients that it has, after each of the numbers of steps.
+
+    Raises:
+        ValueError: If a solver, option or gradient is of no use.
+    """
     if unknown := [gradient for gradient in gradients if gradient not in GRADIENTS]:
         raise ValueError(f"gradients must be among {', '.join(GRADIENTS)}, but got {unknown[0]!r}.")
     methods = [Contender.parse(solver) for solver in solvers]

@@ -20,10 +20,13 @@ VARIANTS = {
     },
     "as published": {"attention": "full", "dense": True, "norm_first": False, "gating": False, "positions": "learned"},
     "overlapping cells, ratio 3": {"decomposition_kernel": 6, "compression_ratio": 3, "window": 17},
-    "pooled, no convolution, prices": {"decomposition": "pool", "conv_kernel": 0, "prices": [0.3, 0.1, 0.0]},
+    "pooled, no convolution, prices, scales of one size": {
+        "decomposition": "pool",
+        "conv_kernel": 0,
+        "prices": [0.3, 0.1, 0.0],
+        "normalise": True,
+    },
     "one scale": {"num_scales": 1},
-    "gate": {"aggregation_strategy": "gate"},
-    "scales of one size in the problem": {"normalise": True},
     "sparse gate per head": {"aggregation_strategy": "gate", "solver": "pivot", "granularity": "token_head"},
     "budget that learns": {
         "feasible": "budget",
