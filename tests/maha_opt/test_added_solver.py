@@ -127,6 +127,7 @@ def test_a_solver_without_a_gradient_leaves_no_parameter_without_one(monkeypatch
     assert all(parameter.grad is not None for parameter in fuse.parameters())
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_sweep_get_it_though_they_cannot_find_its_file(extra, file, tmp_path):
     hidden = file.rename(file.with_suffix(".txt"))
     try:

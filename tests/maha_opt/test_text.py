@@ -1,7 +1,6 @@
 """Texts: the built-in novel, and what is said about files that cannot be used."""
 
-from pathlib import Path
-
+import fsspec
 import pytest
 
 from maha_opt.text import TextError, novel, read_text
@@ -49,9 +48,9 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
     file = tmp_path / "own.txt"
     file.write_text("words")
 
-    def refuse(path):
+    def refuse(path, *arguments, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(fsspec, "open", refuse)
     with pytest.raises(TextError, match=r"cannot be read: Permission denied"):
         read_text(file)

@@ -314,7 +314,7 @@ def test_embeddings_may_be_given_in_place_of_tokens():
         ({"max_len": 0}, "max_len must be at least 1, but got 0"),
         ({"num_layers": 0}, "num_layers must be at least 1, but got 0"),
         ({"positions": "absolute"}, 'positions must be "rotary", "learned" or "none"'),
-        ({"aggregation_strategy": "mean"}, 'strategy must be "convex" or "nash", but got .mean'),
+        ({"aggregation_strategy": "mean"}, "strategy must be 'convex' or 'nash' or 'gate', but got .mean"),
         ({"num_heads": 3}, "num_heads must divide d_model = 16, but got 3"),
         ({"window": 3, "num_scales": 4, "causal": True}, "window must be at least 15"),
         ({"conv_kernel": 4}, "kernel_size must be odd where bidirectional, but got 4"),

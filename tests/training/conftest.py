@@ -31,6 +31,7 @@ def settings(**changes):
         "save_every": 10,
         "log_every": 5,
     }
+    small["learning_rate"] = 3e-3
     options = SMALL | changes.pop("options", {})
     return Settings(**small | {"options": options, "device": "cpu", "most_blocks": 16} | changes)
 
