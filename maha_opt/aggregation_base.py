@@ -350,6 +350,11 @@ class Aggregation(nn.Module):
         return fused.flatten(2)
 
 
+def fusions_of(model: nn.Module) -> list[Aggregation]:
+    """Every aggregation in a model, in the order of its modules."""
+    return [module for module in model.modules() if isinstance(module, Aggregation)]
+
+
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, but got {value!r}.")

@@ -596,11 +596,8 @@ def convergence(
     from maha_opt.interrupts import prompt_interrupts
 
     console, errors = Console(), Console(stderr=True)
-    with _words_for_errors(errors), prompt_interrupts():
-        try:
-            from maha_opt.cli_convergence import Request, run
-        except ModuleNotFoundError as error:
-            raise ImportError(f"This needs {error.name}: pip install 'maha-opt[study]'.") from error
+    with _words_for_errors(errors, extra="study"), prompt_interrupts():
+        from maha_opt.cli_convergence import Request, run
 
         request = Request(seeds=seeds, solvers=solvers, iterations=iterations, scales=scales, text=text, output=output)
         raise typer.Exit(run(request, console, errors))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from maha_opt import report
 from maha_opt.cli_scales import Recipe, batches, check_length
 from maha_opt.compare import REFERENCE, compare
 from maha_opt.contenders import Contender, expand
-from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, machine
+from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, default_folder, machine
 from maha_opt.summary import rates, summarise
 from maha_opt.text import novel, read_text
 from solvers import available_solvers
@@ -75,7 +74,6 @@ def run(request: Request, console: Console, errors: Console) -> int:
         device=device,
         dtype=getattr(torch, request.dtype),
     )
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     settings = {
         **asdict(request),
         "text": "Northanger Abbey (built in)" if request.text is None else str(request.text),
@@ -83,7 +81,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
         "output": None,  # where a run was written says nothing about it
         "contenders": list(dict.fromkeys(_name(contender) for contender in (REFERENCE, *contenders))),
     }
-    folder = RunFolder(request.output or Path("runs") / f"compare-{now}", settings, machine(device))
+    folder = RunFolder(request.output or default_folder("compare"), settings, machine(device))
     code, message = _measure(folder, text, contenders, request, recipe, errors)
     _print(folder, request, console)
     written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"

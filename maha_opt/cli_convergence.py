@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from rich.table import Table
 from maha_opt.cli_scales import Recipe, check_length, problems_of
 from maha_opt.plots import save_convergence
 from maha_opt.run_folder import CONVERGENCE as JSON
-from maha_opt.run_folder import ERRORS, RATES, claim, machine, revision, versions, write_json
+from maha_opt.run_folder import ERRORS, RATES, claim, default_folder, machine, revision, versions, write_json
 from maha_opt.text import novel, read_text
 from maha_opt.validation import Convergence, Difficulty, convergence
 from maha_opt.validation.convergence import SOLVERS
@@ -56,8 +55,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     torch.set_num_threads(1)  # the problems are small: more threads would only wait for each other
     text = novel() if request.text is None else read_text(request.text)
     check_length(text, request.scales)
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = request.output or Path("runs") / f"convergence-{now}"
+    folder = request.output or default_folder("convergence")
     claim(folder, (ERRORS, RATES, JSON, PICTURE))
     problems = sources(request.scales, text)
     solvers = SOLVERS if request.solvers.strip() == "all" else [word for word in request.solvers.split(",") if word]

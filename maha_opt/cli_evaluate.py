@@ -6,7 +6,7 @@ import csv
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,13 +21,14 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
-from maha_opt.aggregation_base import Aggregation
+from maha_opt.aggregation_base import fusions_of
 from maha_opt.contenders import Contender
+from maha_opt.text import read_text
 from models.training.evaluation import Guesses, bleu_and_chrf, guess, scores, solved_by, translate
 from models.training.loading import Loaded, load
 from models.training.settings import Settings
-from models.training.tasks import Rows, make_task, read_pairs
-from models.training.texts import read_parts, text_files
+from models.training.tasks import Rows, make_task, read_pairs, read_texts
+from models.training.texts import text_files
 from models.training.tokens import TokenBlocks
 
 CSV, POSITIONS, JSON = "evaluation.csv", "by_position.csv", "evaluation.json"
@@ -77,14 +78,15 @@ def run(request: Request, console: Console, errors: Console) -> int:
     transformers.utils.logging.disable_progress_bar()
     loaded = load(request.run, request.device)
     contenders = [Contender.parse(word) for word in request.solvers]
-    fusions = [module for module in loaded.model.modules() if isinstance(module, Aggregation)]
+    fusions = fusions_of(loaded.model)
     if contenders and not fusions:
         raise ValueError(f"{request.run} holds a model without a fusion: there is nothing for --solver to solve.")
     about, measure = _judge(request, loaded)
-    own = _own_solver(fusions)
+    own = _label(fusions[0].solver, fusions[0].solver_options) if fusions else "no fusion"
     outcomes = []
     for contender in [None, *contenders]:
-        errors.print(f"Evaluating with {own if contender is None else _label(contender)} …", highlight=False)
+        solver = own if contender is None else _label(contender.solver, dict(contender.options))
+        errors.print(f"Evaluating with {solver} …", highlight=False)
         within = (
             nullcontext() if contender is None else solved_by(loaded.model, contender.solver, **dict(contender.options))
         )
@@ -92,7 +94,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
             warnings.simplefilter("always")
             warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
             began = time.perf_counter()
-            outcome = measure(own if contender is None else _label(contender))
+            outcome = measure(solver)
             outcome.values["seconds"] = time.perf_counter() - began
         for message in dict.fromkeys(str(warning.message).splitlines()[0] for warning in caught):
             errors.print(f"  {message}", markup=False, highlight=False)
@@ -128,19 +130,9 @@ def _longest(loaded: Loaded) -> int:
 
 def _blocks(request: Request, loaded: Loaded, settings: Settings) -> TokenBlocks:
     """Rows of the text that is named, or of what the run held out."""
-    if request.texts:
-        texts = [read_parts([file], [file]).validation[0] for file in text_files(request.texts)]
-    else:
-        texts = read_parts(
-            [Path(path) for path in settings.texts],
-            [Path(path) for path in settings.validation],
-            dataset=settings.dataset,
-            column=settings.columns[0] if settings.columns else "text",
-            held_out=settings.held_out,
-        ).validation
-    blocks = TokenBlocks(loaded.tokenizer, texts, settings.context)
-    chosen = torch.linspace(0, len(blocks) - 1, min(request.rows, len(blocks))).long()
-    blocks.tokens = blocks.tokens[chosen]
+    own = [read_text(file) for file in text_files(request.texts)]
+    blocks = TokenBlocks(loaded.tokenizer, own or read_texts(settings).validation, settings.context)
+    blocks.tokens = blocks.spread(request.rows)
     return blocks
 
 
@@ -257,12 +249,5 @@ def write(folder: Path, request: Request, about: str, outcomes: list[Outcome]) -
                 writer.writerow([position, *values])
 
 
-def _own_solver(fusions: list[Aggregation]) -> str:
-    if not fusions:
-        return "no fusion"
-    first = fusions[0]
-    return ":".join([first.solver, *(f"{name}={value}" for name, value in first.solver_options.items())])
-
-
-def _label(contender: Contender) -> str:
-    return ":".join([contender.solver, *(f"{name}={value}" for name, value in contender.options)])
+def _label(solver: str, options: Mapping[str, object]) -> str:
+    return ":".join([solver, *(f"{name}={value}" for name, value in options.items())])

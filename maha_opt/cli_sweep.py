@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from maha_opt import report
 from maha_opt.cli_compare import FAILED, INTERRUPTED, parse_solvers, parse_steps
+from maha_opt.run_folder import default_folder
 from maha_opt.summary import summarise
 from maha_opt.validation import grid, sweep
 from maha_opt.validation.comparison import as_cells
@@ -66,7 +66,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
         price=parse_list("--price", request.price, float),
         problems=[request.problems],
     )
-    folder = request.output or Path("runs") / f"sweep-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    folder = request.output or default_folder("sweep")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=errors, transient=True) as bar:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from maha_opt.contenders import Contender
+from maha_opt.run_folder import default_folder
 from models.training.curves import CURVE_FILE, curve
+from models.training.evaluation import bits_per_byte
 from models.training.runs import Finished, resume, train
 from models.training.settings import Settings
 
@@ -44,8 +45,7 @@ def run(settings: Settings | None, folder: Path | None, console: Console, errors
         assert folder is not None
         finished = resume(folder, say=say, bar=bar)
     else:
-        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        finished = train(settings, folder or Path("runs") / f"{settings.model}-{now}", say=say, bar=bar)
+        finished = train(settings, folder or default_folder(settings.model), say=say, bar=bar)
     if finished.main:
         console.print("\n".join(_words(finished, errors)), highlight=False)
     return 0
@@ -55,7 +55,7 @@ def _words(finished: Finished, errors: Console) -> list[str]:
     loss = finished.metrics["eval_loss"]
     judged = f"Validation loss {loss:.4f} nats per token"
     if finished.bytes_per_token is not None:
-        bits = loss / math.log(2) / finished.bytes_per_token
+        bits = bits_per_byte(loss, finished.bytes_per_token)
         judged += f", perplexity {math.exp(loss):.3f}, {bits:.3f} bits per byte"
     if "eval_accuracy" in finished.metrics:
         judged = f"Validation loss {loss:.4f}, accuracy {finished.metrics['eval_accuracy']:.1%}"

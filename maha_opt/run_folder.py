@@ -88,6 +88,11 @@ class RunFolder:
             csv.writer(file).writerow(row)
 
 
+def default_folder(name: str) -> Path:
+    """Where a run goes that names no folder: runs/NAME-DATE-TIME."""
+    return Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
 def claim(path: Path, files: Iterable[str]) -> None:
     """Makes a folder for a run.
 

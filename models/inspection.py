@@ -24,6 +24,7 @@ from models.attention import MultiscaleAttention
 from models.block import MAHABlock
 from models.columns import as_mask, real_columns
 from models.decomposition import Packing
+from models.generation import evaluating
 from models.transformer import MAHATransformer
 
 __all__ = ["MAX_TOKENS", "BlockRecord", "attention_probabilities", "inspect_transformer"]
@@ -98,7 +99,7 @@ def inspect_transformer(
             f"x must have at most {MAX_TOKENS} tokens, but has {x.shape[1]}: the attention of every token to every "
             "other is written out. Inspect a part of it."
         )
-    with _evaluating(transformer), _caught(transformer) as caught:
+    with evaluating(transformer), _caught(transformer) as caught:
         transformer(x, mask, memory=memory, memory_mask=memory_mask)
         packing = None if mask is None else Packing.from_mask(as_mask("mask", mask, x.shape[:2]))
         return [_record(*pair, packing) for pair in zip(transformer._blocks(), caught, strict=True)]
@@ -184,18 +185,6 @@ def _as_given(y: Tensor, packing: Packing | None, missing: float) -> Tensor:
         return y
     cut = packing.order.shape[1] - y.shape[1]
     return packing.unpack(pad(y, (*(0, 0) * (y.ndim - 2), 0, cut), value=missing))
-
-
-@contextmanager
-def _evaluating(transformer: MAHATransformer) -> Iterator[None]:
-    """Evaluation mode within it, and afterwards for every module the mode that it was in."""
-    before = [(module, module.training) for module in transformer.modules()]
-    transformer.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maha_opt.aggregation_base import Aggregation
+from maha_opt.aggregation_base import fusions_of
 from models.aggregation import Strategy
 from models.block import BlockOptions, BlockState, MAHABlock
 from models.columns import as_mask, real_columns
@@ -240,7 +240,7 @@ class MAHATransformer(nn.Module):
         Raises:
             ValueError: there is no such flag.
         """
-        for fusion in (module for module in self.modules() if isinstance(module, Aggregation)):
+        for fusion in fusions_of(self):
             fusion.solver = solver
             fusion.gradient = fusion.gradient if gradient is None else gradient
             fusion.on_failure = fusion.on_failure if on_failure is None else on_failure

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -40,7 +39,7 @@ def main(
     from benchmarks.quality.books import run_books
     from benchmarks.quality.recall import run_recall
     from benchmarks.quality.sentences import run_sentiment, run_translation
-    from maha_opt.run_folder import versions
+    from maha_opt.run_folder import revision, versions
 
     others = {"sentiment": run_sentiment, "translation": run_translation, "recall": run_recall}
     torch.set_num_threads(threads)
@@ -83,17 +82,6 @@ def best_rate(cell: Cell, records: list[dict[str, Any]]) -> float | None:
     tried = {other.key() for other in EXPERIMENTS["tuning"]() if other.name == cell.name}
     found = [record for record in records if record["key"] in tried]
     return min(found, key=lambda record: record["validation"])["rate"] if len(found) == len(tried) else None
-
-
-def revision() -> str:
-    """The git revision of the code, with a + if it was changed since."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, WINDOW, Cell
-from models.training.evaluation import guess, solved_by
+from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, UNSAVED, WINDOW, Cell
+from benchmarks.quality.results import curve_of
+from models.training.evaluation import bits_per_byte, guess, solved_by
 from models.training.presets import make_config
 from models.training.runs import train
 from models.training.settings import Settings
 from models.training.texts import text_files
 from models.training.tokens import TokenBlocks, make_tokenizer
 
-__all__ = ["BORDERS", "Books", "run_books"]
+__all__ = ["BORDERS", "run_books"]
 
 VALIDATION = ("persuasion",)
 TEST = ("the_war_of_the_worlds", "northanger_abbey")
@@ -36,31 +36,25 @@ JUDGED = 48
 """Blocks of each book that the loss is taken of, spread over the book."""
 
 
-@dataclass(frozen=True)
-class Books:
-    """A folder of books, by their part.
+def files(folder: Path, part: str) -> list[Path]:
+    """The books of a part, "train", "validation" or "test", in a folder with one text file for each.
 
-    Attributes:
-        folder: With one text file, plain or compressed, for each.
+    Raises:
+        ValueError: There is none.
     """
-
-    folder: Path
-
-    def files(self, part: str) -> list[Path]:
-        """The books of a part, "train", "validation" or "test"."""
-        names = {"validation": VALIDATION, "test": TEST}
-        chosen = []
-        for file in text_files([self.folder]):
-            own = next((name for name, books in names.items() if file.name.startswith(books)), "train")
-            chosen += [file] if own == part else []
-        if not chosen:
-            raise ValueError(f"{self.folder} has no book for the part {part!r}.")
-        return chosen
+    names = {"validation": VALIDATION, "test": TEST}
+    chosen = []
+    for file in text_files([folder]):
+        own = next((name for name, books in names.items() if file.name.startswith(books)), "train")
+        chosen += [file] if own == part else []
+    if not chosen:
+        raise ValueError(f"{folder} has no book for the part {part!r}.")
+    return chosen
 
 
 def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains the model of a cell and judges it: what goes into the results file."""
-    books = Books(data / "books")
+    books = data / "books"
     settings = settings_of(cell, books, rate)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -71,29 +65,25 @@ def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -
         "d_ff": settings.options["d_ff"],
         "tokens": settings.steps * BATCH * CONTEXT,
         "seconds": seconds,
-        "curve": [
-            [entry["step"], entry.get("loss"), entry.get("eval_loss")]
-            for entry in done.history
-            if "loss" in entry or "eval_loss" in entry
-        ],
-        "validation": bits(done.metrics["eval_loss"]),
+        "curve": curve_of(done.history),
+        "validation": bits_per_byte(done.metrics["eval_loss"]),
     }
     if cell.experiment == "tuning":
         return record
     model = done.model
     record["flops_per_token"] = flops(model) / CONTEXT
     record |= throughput(model)
-    test = torch.cat([blocks(str(file)) for file in books.files("test")])
+    test = torch.cat([blocks(str(file)) for file in files(books, "test")])
     guesses = guess(model, test)
-    record["test"] = bits(guesses.loss)
-    record["test_by_position"] = [bits(loss) for loss in guesses.by_position(BORDERS)]
+    record["test"] = bits_per_byte(guesses.loss)
+    record["test_by_position"] = [bits_per_byte(loss) for loss in guesses.by_position(BORDERS)]
     if cell.experiment == "unrolled":
         with solved_by(model, "pivot"):
-            record["test_exact"] = bits(guess(model, test).loss)
+            record["test_exact"] = bits_per_byte(guess(model, test).loss)
     return record
 
 
-def settings_of(cell: Cell, books: Books, rate: float) -> Settings:
+def settings_of(cell: Cell, books: Path, rate: float) -> Settings:
     """The run of a cell, as wide as makes its parameters as many as those of the convex model."""
     options = cell.options | {"d_ff": D_FF}
     settings = Settings(
@@ -102,8 +92,8 @@ def settings_of(cell: Cell, books: Books, rate: float) -> Settings:
         context=CONTEXT,
         window=WINDOW,
         levels=LEVELS,
-        texts=tuple(map(str, books.files("train"))),
-        validation=tuple(map(str, books.files("validation"))),
+        texts=tuple(map(str, files(books, "train"))),
+        validation=tuple(map(str, files(books, "validation"))),
         steps=cell.steps,
         batch=BATCH,
         learning_rate=rate,
@@ -112,8 +102,7 @@ def settings_of(cell: Cell, books: Books, rate: float) -> Settings:
         log_every=5,
         most_blocks=JUDGED,
         seed=cell.seed,
-        device="cpu",
-        trainer={"save_strategy": "no", "report_to": "none"},
+        **UNSAVED,
     )
     convex = replace(settings, model="maha", options=SIZES | SCALES | FUSIONS["convex"] | {"d_ff": D_FF})
     wanted, own = parameters(convex), parameters(settings)
@@ -141,8 +130,7 @@ def blocks(file: str) -> Tensor:
     """Blocks of a book, spread evenly over it."""
     from maha_opt.text import read_text
 
-    tokens = TokenBlocks(make_tokenizer(), [read_text(file)], CONTEXT).tokens
-    return tokens[torch.linspace(0, len(tokens) - 1, min(JUDGED, len(tokens))).long()]
+    return TokenBlocks(make_tokenizer(), [read_text(file)], CONTEXT).spread(JUDGED)
 
 
 def flops(model: PreTrainedModel) -> int:
@@ -174,8 +162,3 @@ def throughput(model: PreTrainedModel, repeats: int = 5) -> dict[str, float]:
         found[name] = tokens.numel() / sorted(times)[repeats // 2]
     model.zero_grad()
     return found
-
-
-def bits(nats: float) -> float:
-    """Nats per byte in bits per byte; tokens are bytes here."""
-    return nats / math.log(2)

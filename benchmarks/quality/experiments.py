@@ -36,6 +36,9 @@ D_FF = 512
 LONG, SHORT = 800, 200
 """Steps of a run, and of one that tries a learning rate."""
 
+UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "report_to": "none"}}
+"""Of the settings of every run: only its results are kept."""
+
 BATCH = 4
 SEEDS = (0, 1, 2)
 RATES = (1.5e-3, 3e-3)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.quality.experiments import D_FF, Cell
+from benchmarks.quality.experiments import D_FF, UNSAVED, Cell
+from benchmarks.quality.results import curve_of
+from models.heads import IGNORED
 from models.huggingface import MAHAForCausalLM
 from models.training.runs import train
 from models.training.settings import Settings
@@ -19,7 +21,6 @@ from models.training.tasks import Rows, Task
 __all__ = ["associative_recall", "run_recall", "selective_copy"]
 
 VOCABULARY = 512
-IGNORED = -100
 ROWS, TESTED, BATCH, WINDOW = 20_000, 256, 16, 64
 
 
@@ -92,8 +93,7 @@ def run_recall(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) 
         evaluate_every=cell.steps // 40 * 10,
         save_every=10,
         seed=cell.seed,
-        device="cpu",
-        trainer={"save_strategy": "no", "report_to": "none"},
+        **UNSAVED,
     )
     task = Task(rows(tokens, labels), rows(test_tokens[:32], test_labels[:32]), MAHAForCausalLM)
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def run_recall(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) 
     asked = test_labels[:, 1:] != IGNORED
     return {
         "parameters": done.parameters,
-        "curve": [[entry["step"], entry.get("loss"), entry.get("eval_loss")] for entry in done.history],
+        "curve": curve_of(done.history),
         "validation": done.metrics["eval_loss"],
         "test_accuracy": float((best == test_labels[:, 1:])[asked].double().mean()),
     }

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT", "append", "claimed", "read"]
+__all__ = ["DEFAULT", "append", "claimed", "curve_of", "read"]
 
 DEFAULT = Path(__file__).parents[1] / "results" / "quality.jsonl"
 
@@ -19,6 +19,15 @@ DEFAULT = Path(__file__).parents[1] / "results" / "quality.jsonl"
 def read(path: Path) -> list[dict[str, Any]]:
     """The finished cells; a line that breaks off, as that of a killed process, is left out."""
     return list(_lines(path)) if path.exists() else []
+
+
+def curve_of(history: list[dict[str, Any]]) -> list[list[float | None]]:
+    """The step, the loss of what was learned from and of what was judged by, where a trainer logged one of them."""
+    return [
+        [entry["step"], entry.get("loss"), entry.get("eval_loss")]
+        for entry in history
+        if "loss" in entry or "eval_loss" in entry
+    ]
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

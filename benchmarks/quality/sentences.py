@@ -6,7 +6,6 @@ import csv
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding
 
-from benchmarks.quality.experiments import D_FF, Cell
+from benchmarks.quality.experiments import D_FF, UNSAVED, Cell
+from benchmarks.quality.results import curve_of
 from models.training.evaluation import bleu_and_chrf, scores, translate
 from models.training.runs import Finished, train
 from models.training.settings import Settings
@@ -44,8 +44,10 @@ def run_sentiment(cell: Cell, data: Path, rate: float, say: Callable[[str], None
     test, learned = rows[:TESTED], rows[TESTED:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = [_write(folder / f"{part}.tsv", own) for part, own in (("train", learned), ("test", test))]
-        settings = _settings(cell, rate, task="classify", texts=files[:1], validation=files[1:], columns=("0", "1"))
+        texts, validation = (
+            (_write(folder / f"{part}.tsv", own),) for part, own in (("train", learned), ("test", test))
+        )
+        settings = _settings(cell, rate, task="classify", texts=texts, validation=validation)
         done = train(settings, folder / "run", say=say)
         held = make_task(settings, make_tokenizer()).validation
     assert isinstance(held, Rows)
@@ -63,15 +65,17 @@ def run_translation(cell: Cell, data: Path, rate: float, say: Callable[[str], No
     learned, test = pairs[:-TRANSLATED], pairs[-TRANSLATED:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = [_write(folder / f"{part}.tsv", own) for part, own in (("train", learned), ("test", test))]
-        settings = _settings(cell, rate, task="translate", texts=files[:1], validation=files[1:], columns=("0", "1"))
+        texts, validation = (
+            (_write(folder / f"{part}.tsv", own),) for part, own in (("train", learned), ("test", test))
+        )
+        settings = _settings(cell, rate, task="translate", texts=texts, validation=validation)
         done = train(settings, folder / "run", say=say)
     sources, references = zip(*test, strict=True)
     return _about(done, settings) | bleu_and_chrf(translate(done.model, make_tokenizer(), sources), references)
 
 
 def _settings(cell: Cell, rate: float, **data: Any) -> Settings:
-    settings = Settings(
+    return Settings(
         model=cell.model,
         options=cell.options | {"d_ff": D_FF},
         context=CONTEXT,
@@ -83,11 +87,9 @@ def _settings(cell: Cell, rate: float, **data: Any) -> Settings:
         save_every=10,
         log_every=10,
         seed=cell.seed,
-        device="cpu",
-        trainer={"save_strategy": "no", "report_to": "none"},
-    )
-    return replace(
-        settings, **{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        columns=("0", "1"),
+        **UNSAVED,
+        **data,
     )
 
 
@@ -95,7 +97,7 @@ def _about(done: Finished, settings: Settings) -> dict[str, Any]:
     return {
         "parameters": done.parameters,
         "rows": settings.steps * BATCH,
-        "curve": [[entry["step"], entry.get("loss"), entry.get("eval_loss")] for entry in done.history],
+        "curve": curve_of(done.history),
         "validation": done.metrics["eval_loss"],
     }
 

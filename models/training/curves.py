@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from models.training.evaluation import bits_per_byte
 
 __all__ = ["CURVE_FILE", "CurveWriter", "curve"]
 
@@ -61,7 +62,7 @@ class CurveWriter(TrainerCallback):
         if "eval_loss" in logs:
             words.append(f"validation loss {logs['eval_loss']:.3f}")
             if self.bytes_per_token is not None:
-                words.append(f"{logs['eval_loss'] / math.log(2) / self.bytes_per_token:.3f} bits per byte")
+                words.append(f"{bits_per_byte(logs['eval_loss'], self.bytes_per_token):.3f} bits per byte")
         if "eval_accuracy" in logs:
             words.append(f"accuracy {logs['eval_accuracy']:.3f}")
         return ", ".join(words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from maha_opt.aggregation_base import Aggregation
+from maha_opt.aggregation_base import fusions_of
 from models.generation import evaluating
 
-__all__ = ["Guesses", "bleu_and_chrf", "guess", "scores", "solved_by", "translate"]
+__all__ = ["Guesses", "bits_per_byte", "bleu_and_chrf", "guess", "scores", "solved_by", "translate"]
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+def bits_per_byte(loss: float, bytes_per_token: float = 1.0) -> float:
+    """A loss in nats per token in bits for each byte of the text."""
+    return loss / math.log(2) / bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,10 @@ class Guesses:
     Attributes:
         losses: (rows, n − 1) float64, nats, of every token but the first.
         best: (rows, n − 1) int64, the likeliest token.
-        seconds: that it took.
     """
 
     losses: Tensor
     best: Tensor
-    seconds: float
 
     @property
     def loss(self) -> float:
@@ -49,7 +51,7 @@ class Guesses:
 
     def bits_per_byte(self, bytes_per_token: float = 1.0) -> float:
         """The mean loss in bits for each byte of the text."""
-        return self.loss / math.log(2) / bytes_per_token
+        return bits_per_byte(self.loss, bytes_per_token)
 
     def by_position(self, borders: list[int]) -> list[float]:
         """Mean loss in nats of the tokens at positions [a, b) of their row, for each pair of neighbours in `borders`.
@@ -69,7 +71,7 @@ def guess(model: PreTrainedModel, tokens: Tensor, batch: int = 8) -> Guesses:
         tokens: (rows, n) int64, n ≥ 2.
         batch: Rows at once.
     """
-    began, losses, best = time.perf_counter(), [], []
+    losses, best = [], []
     with evaluating(model):
         for rows in tokens.split(batch):
             rows = rows.to(model.device)
@@ -77,13 +79,13 @@ def guess(model: PreTrainedModel, tokens: Tensor, batch: int = 8) -> Guesses:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses.append(cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").double().cpu())
             best.append(logits.argmax(-1).cpu())
-    return Guesses(torch.cat(losses), torch.cat(best), time.perf_counter() - began)
+    return Guesses(torch.cat(losses), torch.cat(best))
 
 
 @contextmanager
 def solved_by(model: nn.Module, solver: str, **options: object) -> Iterator[None]:
     """Within it, every fusion of a model is solved by another solver; afterwards by its own again."""
-    fusions = [module for module in model.modules() if isinstance(module, Aggregation)]
+    fusions = fusions_of(model)
     own = [(fusion.solver, fusion.solver_options) for fusion in fusions]
     try:
         for fusion in fusions:

@@ -27,10 +27,10 @@ from models.huggingface import (
     MAHAForSequenceClassification,
 )
 from models.training.settings import Settings
-from models.training.texts import read_columns, read_parts
+from models.training.texts import Parts, read_columns, read_parts
 from models.training.tokens import TokenBlocks
 
-__all__ = ["TASKS", "Rows", "Task", "make_task", "read_pairs"]
+__all__ = ["TASKS", "Rows", "Task", "make_task", "read_pairs", "read_texts"]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,7 @@ def _masked(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Task:
 
 
 def _blocks(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenBlocks, TokenBlocks]:
-    parts = read_parts(
-        [Path(path) for path in settings.texts],
-        [Path(path) for path in settings.validation],
-        dataset=settings.dataset,
-        column=settings.columns[0] if settings.columns else "text",
-        held_out=settings.held_out,
-    )
+    parts = read_texts(settings)
     validation = TokenBlocks(tokenizer, parts.validation, settings.context)
     validation.tokens = validation.tokens[: settings.most_blocks]
     return TokenBlocks(tokenizer, parts.train, settings.context), validation
@@ -147,6 +141,21 @@ def _translate(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Task:
     start = tokenizer.pad_token_id
     collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     return Task(train, validation, MAHAForConditionalGeneration, {"decoder_start_token_id": start}, collator)
+
+
+def read_texts(settings: Settings) -> Parts:
+    """The texts of a run.
+
+    Raises:
+        TextError: They cannot be used.
+    """
+    return read_parts(
+        [Path(path) for path in settings.texts],
+        [Path(path) for path in settings.validation],
+        dataset=settings.dataset,
+        column=settings.columns[0] if settings.columns else "text",
+        held_out=settings.held_out,
+    )
 
 
 def read_pairs(settings: Settings, names: tuple[str, str]) -> tuple[list[list[str]], list[list[str]]]:

@@ -72,6 +72,10 @@ class TokenBlocks(Dataset[dict[str, Tensor]]):
         self.tokens = torch.cat([tokens[: len(tokens) // length * length].view(-1, length) for tokens in encoded])
         self.bytes_per_token = sum(map(len, texts)) / count
 
+    def spread(self, count: int) -> Tensor:
+        """So many of the blocks, or all, spread evenly over the texts: (at most count, length)."""
+        return self.tokens[torch.linspace(0, len(self) - 1, min(count, len(self))).long()]
+
     def __len__(self) -> int:
         return len(self.tokens)
 

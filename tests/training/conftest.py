@@ -19,6 +19,12 @@ SMALL = {
     "dropout": 0.1,
 }
 
+SMALL_COMMAND = """
+    --context 64 --window 8 --d-model 32 --heads 2 --layers 1 --d-ff 64 --steps 20 --batch 4
+    --log-every 5 --evaluate-every 10 --save-every 10 --device cpu
+""".split()  # noqa: SIM905 - options are read in lines, not one by one
+"""Options of `maha-opt train` for a run of some seconds."""
+
 
 def settings(**changes):
     """Settings of a run of some seconds."""

@@ -5,36 +5,10 @@ import json
 import re
 
 import pytest
+from conftest import SMALL_COMMAND
 from typer.testing import CliRunner
 
 from maha_opt import cli
-
-SMALL = [
-    "--context",
-    "64",
-    "--window",
-    "8",
-    "--d-model",
-    "32",
-    "--heads",
-    "2",
-    "--layers",
-    "1",
-    "--d-ff",
-    "64",
-    "--steps",
-    "20",
-    "--batch",
-    "4",
-    "--log-every",
-    "5",
-    "--evaluate-every",
-    "10",
-    "--save-every",
-    "10",
-    "--device",
-    "cpu",
-]
 
 
 def invoke(*arguments):
@@ -59,7 +33,7 @@ def figures(result):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    result = invoke("train", *SMALL, "--output", folder)
+    result = invoke("train", *SMALL_COMMAND, "--output", folder)
     assert result.exit_code == 0, result.output
     return folder, result
 
@@ -128,7 +102,7 @@ def test_generate_continues_a_prompt_the_same_way_for_the_same_seed(run):
 @pytest.mark.parametrize("model", ["plain", "window-conv", "tree"])
 def test_models_to_compare_with_are_trained_evaluated_and_continue_a_prompt(model, tmp_path):
     folder = tmp_path / "run"
-    result = invoke("train", *SMALL, "--model", model, "--levels", 2, "--output", folder)
+    result = invoke("train", *SMALL_COMMAND, "--model", model, "--levels", 2, "--output", folder)
     assert result.exit_code == 0, result.output
     assert invoke("evaluate", folder, "--rows", 2).exit_code == 0
     assert invoke("generate", folder, "--prompt", "It", "--tokens", 5).output.startswith("It")
@@ -144,7 +118,7 @@ def test_models_to_compare_with_are_trained_evaluated_and_continue_a_prompt(mode
     ],
 )
 def test_fusions_and_solvers_are_chosen_by_flags(options, tmp_path):
-    result = invoke("train", *SMALL, "--steps", 10, *options, "--output", tmp_path / "run")
+    result = invoke("train", *SMALL_COMMAND, "--steps", 10, *options, "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     wanted = {
@@ -162,7 +136,7 @@ def test_classifiers_and_translators(tmp_path):
     data = ("--text", tmp_path / "table.tsv", "--columns", "0,1", "--held-out", 0.25)
     for task, words in (("classify", "10 rows, 2 classes."), ("translate", "10 texts, 2 beams, scored by sacrebleu.")):
         folder = tmp_path / task
-        result = invoke("train", "--task", task, *data, *SMALL, "--output", folder)
+        result = invoke("train", "--task", task, *data, *SMALL_COMMAND, "--output", folder)
         assert result.exit_code == 0, result.output
         result = invoke("evaluate", folder, "--rows", 10, "--beams", 2, "--solver", "mean")
         assert result.exit_code == 0, result.output

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import settings
+from conftest import SMALL_COMMAND, settings
 from safetensors.torch import load_file
 
 from models.training.checkpoints import CheckpointError, checkpoints, last_whole_checkpoint
@@ -85,29 +85,7 @@ def test_two_processes_make_the_steps_of_one_with_the_same_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    small = [
-        "train",
-        "--context",
-        "64",
-        "--d-model",
-        "32",
-        "--heads",
-        "2",
-        "--layers",
-        "1",
-        "--d-ff",
-        "64",
-        "--steps",
-        "10",
-        "--log-every",
-        "5",
-        "--evaluate-every",
-        "10",
-        "--save-every",
-        "10",
-        "--device",
-        "cpu",
-    ]
+    small = ["train", *SMALL_COMMAND, "--steps", "10"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     for name, start in (("one", ["-m", "maha_opt.cli", *small, "--batch", "4"]),
                         ("two", [*launcher, "-m", "maha_opt.cli", *small, "--batch", "2"])):  # fmt: skip
