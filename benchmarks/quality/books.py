@@ -28,7 +28,7 @@ from models.training.tokens import TokenBlocks, make_tokenizer
 __all__ = ["BORDERS", "run_books"]
 
 VALIDATION = ("persuasion",)
-TEST = ("the_war_of_the_worlds", "northanger_abbey")
+TEST = ("the_war_of_the_worlds",)
 BORDERS = [0, 16, 64, 256, 512, 1024]
 """Positions in the context between which the loss is averaged."""
 

@@ -71,11 +71,11 @@ def introduction(records: list[Record]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items() if version)
     steps = max(record["steps"] for record in records)
     return (
-        f"Bytes of eight books in rows of {CONTEXT:,}, {BATCH} rows a step, {steps:,} steps "
+        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} rows a step, {steps:,} steps "
         f"({steps * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
         "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
         f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "
-        "runs of a quarter of the length. Judged on two other books. The mean over seeds, and their standard deviation "
+        "runs of a quarter of the length. Judged on another book. The mean over seeds, and their standard deviation "
         "where there are several. Tokens per second of processor time, one thread, on a machine that others used too. "
         "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do elementwise is not "
         f"counted. Made by `python -m benchmarks.quality`, {when}, with {versions}."
@@ -171,7 +171,7 @@ def draw(records: list[Record], path: Path) -> None:
         positions.plot(middles, bits.mean(0), marker="o", markersize=3, **style)
     learning.set(xlabel="bytes learned from (millions)", ylabel="bits per byte, in training", ylim=(None, 4))
     learning.set_title("Learning")
-    positions.set(xscale="log", xlabel="position in the context (bytes)", ylabel="bits per byte, test books")
+    positions.set(xscale="log", xlabel="position in the context (bytes)", ylabel="bits per byte, test book")
     positions.set_title("What the far field is worth")
     for axis in (learning, positions):
         axis.grid(True, color="0.9", linewidth=0.8)
