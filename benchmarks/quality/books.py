@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, UNSAVED, WINDOW, Cell
 from benchmarks.quality.results import curve_of
+from maha_opt.text import novel, read_text
 from models.training.evaluation import bits_per_byte, guess, solved_by
 from models.training.presets import make_config
 from models.training.runs import train
@@ -29,6 +29,9 @@ __all__ = ["BORDERS", "run_books"]
 
 VALIDATION = ("persuasion",)
 TEST = ("the_war_of_the_worlds",)
+NOVEL = "northanger_abbey"
+"""The novel that comes with the package, which is judged by too."""
+
 BORDERS = [0, 16, 64, 256, 512, 1024]
 """Positions in the context between which the loss is averaged."""
 
@@ -73,13 +76,17 @@ def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -
     model = done.model
     record["flops_per_token"] = flops(model) / CONTEXT
     record |= throughput(model)
-    test = torch.cat([blocks(str(file)) for file in files(books, "test")])
-    guesses = guess(model, test)
+    tests = {name: blocks(read_text(file)) for name, file in zip(TEST, files(books, "test"), strict=True)}
+    tests[NOVEL] = blocks(novel())
+    every = torch.cat([*tests.values()])
+    guesses = guess(model, every)
     record["test"] = bits_per_byte(guesses.loss)
     record["test_by_position"] = [bits_per_byte(loss) for loss in guesses.by_position(BORDERS)]
+    by_book = guesses.losses.split([len(rows) for rows in tests.values()])
+    record["test_by_book"] = {name: bits_per_byte(float(own.mean())) for name, own in zip(tests, by_book, strict=True)}
     if cell.experiment == "unrolled":
         with solved_by(model, "pivot"):
-            record["test_exact"] = bits_per_byte(guess(model, test).loss)
+            record["test_exact"] = bits_per_byte(guess(model, every).loss)
     return record
 
 
@@ -125,12 +132,9 @@ def parameters(settings: Settings) -> int:
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-@lru_cache(maxsize=4)
-def blocks(file: str) -> Tensor:
+def blocks(book: bytes) -> Tensor:
     """Blocks of a book, spread evenly over it."""
-    from maha_opt.text import read_text
-
-    return TokenBlocks(make_tokenizer(), [read_text(file)], CONTEXT).spread(JUDGED)
+    return TokenBlocks(make_tokenizer(), [book], CONTEXT).spread(JUDGED)
 
 
 def flops(model: PreTrainedModel) -> int:

@@ -16,8 +16,8 @@ SCALES: dict[str, Any] = {
     "projections": "shared",
 }
 FUSIONS: dict[str, dict[str, Any]] = {
-    "convex": {"aggregation_strategy": "convex"},
-    "nash": {"aggregation_strategy": "nash"},
+    "convex": {"aggregation_strategy": "convex", "normalise": True},
+    "nash": {"aggregation_strategy": "nash", "normalise": True},
     "mean": {"aggregation_strategy": "convex", "target": "consensus", "solver": "mean"},
     "softmax": {"aggregation_strategy": "convex", "solver": "softmax"},
     "gate": {"aggregation_strategy": "gate"},
@@ -34,10 +34,13 @@ D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
 LONG, SHORT = 800, 200
-"""Steps of a run, and of one that tries a learning rate."""
+"""Steps of a run; and of one that tries a learning rate, or a change with all else equal, the seed included."""
 
 UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "report_to": "none"}}
 """Of the settings of every run: only its results are kept."""
+
+EXACT, UNCHANGED = "exact (pivot)", "nothing"
+"""What the changes are held against."""
 
 BATCH = 4
 SEEDS = (0, 1, 2)
@@ -94,42 +97,50 @@ def _books() -> list[Cell]:
 
 def _unrolled() -> list[Cell]:
     """The convex fusion, trained through so many steps of an approximation in place of the exact answer."""
-    base = SIZES | SCALES | FUSIONS["convex"]
-    ways: dict[str, dict[str, Any]] = {
-        f"{solver}, {steps} steps": {"solver": solver, "gradient": "unrolled", "solver_options": {"unroll": steps}}
-        for solver in ("projected_gradient", "mirror_descent")
-        for steps in (1, 3, 10, 30)
-    }
+    ways: dict[str, dict[str, Any]] = {EXACT: {}}
+    for solver, counts in (("projected_gradient", (1, 3, 10, 30)), ("mirror_descent", (3, 10))):
+        for steps in counts:
+            way = {"solver": solver, "gradient": "unrolled", "solver_options": {"unroll": steps}}
+            ways[f"{solver}, {steps} steps"] = way
     ways["one step of gradient"] = {"solver": "projected_gradient", "gradient": "one_step"}
-    return [
-        Cell("unrolled", name, "maha", base | way, seed=seed, rate=2e-3) for seed in SEEDS for name, way in ways.items()
-    ]
+    return _changed("unrolled", ways)
 
 
 def _ablations() -> list[Cell]:
-    base = SIZES | SCALES
-    ways: dict[str, dict[str, Any]] = {f"{L} scales": {"num_scales": L, "compression_ratio": 2} for L in range(2, 7)}
+    """The convex fusion with something left out or changed."""
+    own_size = {"normalise": False}
+    ways: dict[str, dict[str, Any]] = {UNCHANGED: {}}
+    ways |= {f"{L} scales of ratio 2": {"num_scales": L, "compression_ratio": 2} for L in range(2, 7)}
     ways |= {
         "pooling": {"decomposition": "pool"},
         "without gating": {"gating": False},
         "without dilated convolution": {"conv_kernel": 0},
         "coarse queries": {"query_resolution": "coarse"},
         "projections of each scale": {"projections": "scale"},
+        "mean of the scales": FUSIONS["mean"],
+        "nash": FUSIONS["nash"],
+        "scales of their own size in the problem": own_size,
+        "nash, scales of their own size": FUSIONS["nash"] | own_size,
         "weights of each head": {"granularity": "token_head"},
+        "nash, weights of each head": FUSIONS["nash"] | {"granularity": "token_head"},
         "learned prices": {"prices": "learned"},
-        "scales of one size in the problem": {"normalise": True},
-        "nash, scales of one size in the problem": {"aggregation_strategy": "nash", "normalise": True},
         "ridge 0.1": {"ridge": 0.1},
         "ridge 1": {"ridge": 1.0},
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
         "free weights": {"feasible": "free"},
-        "nash, weights of each head": {"aggregation_strategy": "nash", "granularity": "token_head"},
-        "nash on the simplex": {"aggregation_strategy": "nash", "feasible": "simplex"},
+        "nash on the simplex": FUSIONS["nash"] | {"feasible": "simplex"},
+        "gate": {"aggregation_strategy": "gate"},
         "gate, weights of each head": {"aggregation_strategy": "gate", "granularity": "token_head"},
         "sparse gate": {"aggregation_strategy": "gate", "solver": "pivot"},
     }
+    return _changed("ablations", ways)
+
+
+def _changed(experiment: str, ways: dict[str, dict[str, Any]]) -> list[Cell]:
+    """The convex model with other options, at one learning rate."""
+    base = SIZES | SCALES | FUSIONS["convex"]
     return [
-        Cell("ablations", name, "maha", base | way, seed=seed, rate=2e-3)
+        Cell(experiment, name, "maha", base | way, steps=SHORT, rate=2e-3, seed=seed)
         for seed in SEEDS
         for name, way in ways.items()
     ]
