@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 
 import solvers.registry
 from maha_opt import available_sets, cli
-from maha_opt.cli_scales import Recipe, batches, check_length, scale_outputs
+from maha_opt.cli.app import _one_line
+from maha_opt.cli.studies import SetName
 from maha_opt.interrupts import prompt_interrupts
 from maha_opt.run_folder import COLUMNS
 from maha_opt.text import TextError, novel
+from models.text_problems import Recipe, batches, check_length, scale_outputs
 from solvers import available_solvers, solve
 
 SMALL = [
@@ -87,7 +89,7 @@ def test_every_solver_is_listed_with_a_line():
 
 
 def test_the_names_of_sets_are_those_of_the_package():
-    assert tuple(name.value for name in cli.SetName) == available_sets()
+    assert tuple(name.value for name in SetName) == available_sets()
 
 
 def test_a_run_prints_a_table_and_writes_everything(finished):
@@ -206,7 +208,7 @@ def test_an_error_outside_the_solvers_ends_in_a_line_and_says_where(tmp_path, mo
     def stumble(*args):
         return [][0]
 
-    monkeypatch.setattr("maha_opt.cli_scales.convex_problem", lambda *args, **kwargs: stumble())
+    monkeypatch.setattr("models.text_problems.convex_problem", lambda *args, **kwargs: stumble())
     result = invoke("compare", *SMALL, "--solvers", "pivot", "--output", tmp_path)
     assert result.exit_code == 1
     assert "IndexError: list index out of range (test_cli.py, line" in result.output
@@ -331,5 +333,5 @@ def test_a_text_must_hold_a_cell_of_every_scale():
 
 
 def test_messages_with_brackets_are_printed_as_they_are(capsys):
-    Console().print(f"Error: {cli._one_line(ValueError('a [bold] word'))}")
+    Console().print(f"Error: {_one_line(ValueError('a [bold] word'))}")
     assert "a [bold] word" in capsys.readouterr().out

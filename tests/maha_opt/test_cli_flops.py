@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from maha_opt import cli, cli_flops
+from maha_opt import cli
+from maha_opt.commands import flops
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--lengths", "100,257", "--d-model", "16", "--scales", "3", "--window", "17", "--coarsest-window", "7"]
@@ -37,14 +38,14 @@ def test_counter_and_formula_agree_and_everything_is_written(tmp_path, more):
 
 
 def test_a_count_that_is_not_the_formulas_is_said_and_fails(monkeypatch):
-    monkeypatch.setattr(cli_flops, "count_full", lambda n, d_model, heads: cli_flops.Counted(1, 2, 3))
+    monkeypatch.setattr(flops, "count_full", lambda n, d_model, heads: flops.Counted(1, 2, 3))
     result = invoke(*SMALL, "--queries", "coarse", "--projections", "shared")
     assert result.exit_code == 1
     assert "DISAGREE: full attention at 100 tokens" in " ".join(result.output.split())
 
 
 def test_a_counter_that_does_not_see_attention_is_refused(monkeypatch):
-    monkeypatch.setattr(cli_flops, "count_flops", lambda function: {})
+    monkeypatch.setattr(flops, "count_flops", lambda function: {})
     result = invoke(*SMALL)
     assert result.exit_code == 1
     assert "of no use here" in result.output
@@ -67,7 +68,7 @@ def test_an_option_that_the_layer_refuses_is_said_in_its_words():
 
 
 def test_the_solver_is_counted_on_real_problems():
-    few, many = (cli_flops.solver_operations(cli_flops.MixerShape(16, num_scales=scales)) for scales in (2, 6))
+    few, many = (flops.solver_operations(flops.MixerShape(16, num_scales=scales)) for scales in (2, 6))
     assert 10 < few < many < 100_000
 
 
@@ -79,4 +80,4 @@ def test_help_is_quick_because_it_needs_no_torch():
 
 
 def test_numbers_know_k():
-    assert cli_flops.numbers("1k, 4096,64K", "--lengths") == [1024, 4096, 65536]
+    assert flops.numbers("1k, 4096,64K", "--lengths") == [1024, 4096, 65536]

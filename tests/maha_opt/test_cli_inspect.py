@@ -15,7 +15,8 @@ pytest.importorskip("transformers", reason="Hugging Face transformers is not ins
 
 from transformers import ByT5Tokenizer
 
-from maha_opt import cli, cli_inspect
+from maha_opt import cli
+from maha_opt.commands import inspect
 from maha_opt.text import novel
 from models import MAHAConfig, MAHAForCausalLM, MAHAForMaskedLM, MAHAForSequenceClassification, inspect_transformer
 from models.training.loading import model_folder
@@ -243,8 +244,8 @@ def test_tokens_of_several_bytes_and_texts_that_change_when_joined():
         def decode(self, ids, **options):
             return "".join(map(chr, ids)).replace("ff", "ﬀ")
 
-    assert cli_inspect.token_texts(ByT5Tokenizer(extra_ids=0), [107, 198, 172, 124]) == ["h", "", "é", "y"]
-    assert cli_inspect.token_texts(Joining(), list(map(ord, "aff!"))) == ["a", "f", "f", "!"]
+    assert inspect.token_texts(ByT5Tokenizer(extra_ids=0), [107, 198, 172, 124]) == ["h", "", "é", "y"]
+    assert inspect.token_texts(Joining(), list(map(ord, "aff!"))) == ["a", "f", "f", "!"]
 
 
 def test_help_is_quick_because_it_needs_no_torch():

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import solvers.registry
-from maha_opt.cli_scales import Recipe, problems_of
 from maha_opt.text import novel
 from maha_opt.validation import Difficulty, compare, confidence
+from models.text_problems import Recipe, problems_of
 from solvers import AffineVI, Box
 from solvers.prox import prox
 

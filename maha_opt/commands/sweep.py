@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maha_opt import report
-from maha_opt.cli_compare import FAILED, INTERRUPTED, parse_solvers, parse_steps
+from maha_opt.commands.compare import FAILED, parse_solvers, parse_steps
+from maha_opt.interrupts import INTERRUPTED
 from maha_opt.run_folder import default_folder
 from maha_opt.summary import summarise
 from maha_opt.validation import grid, sweep
@@ -28,7 +29,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.sweep` describes them."""
+    """The options of the command, as ``maha-opt sweep --help`` describes them."""
 
     solvers: str
     gradients: str

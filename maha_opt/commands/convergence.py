@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from maha_opt.cli_scales import Recipe, check_length, problems_of
 from maha_opt.plots import save_convergence
 from maha_opt.run_folder import CONVERGENCE as JSON
 from maha_opt.run_folder import ERRORS, RATES, claim, default_folder, machine, revision, versions, write_json
@@ -27,13 +26,14 @@ from maha_opt.text import novel, read_text
 from maha_opt.validation import Convergence, Difficulty, convergence
 from maha_opt.validation.convergence import SOLVERS
 from maha_opt.validation.sources import Source, settings_of
+from models.text_problems import Recipe, check_length, problems_of
 
 PICTURE = "convergence.png"
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.convergence` describes them."""
+    """The options of the command, as ``maha-opt convergence --help`` describes them."""
 
     seeds: int
     solvers: str

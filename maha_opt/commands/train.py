@@ -1,4 +1,4 @@
-"""What ``maha-opt train`` does, apart from reading its options. A part of the command line: it imports `models`."""
+"""What ``maha-opt train`` does, apart from reading its options."""
 
 from __future__ import annotations
 

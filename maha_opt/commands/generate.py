@@ -1,4 +1,4 @@
-"""What ``maha-opt generate`` does, apart from reading its options. A part of the command line: it imports `models`."""
+"""What ``maha-opt generate`` does, apart from reading its options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from models.training.loading import load
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.generate` describes them."""
+    """The options of the command, as ``maha-opt generate --help`` describes them."""
 
     run: Path
     prompt: str | None

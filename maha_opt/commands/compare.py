@@ -13,24 +13,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maha_opt import report
-from maha_opt.cli_scales import Recipe, batches, check_length
 from maha_opt.compare import REFERENCE, compare
 from maha_opt.contenders import Contender, expand
+from maha_opt.interrupts import INTERRUPTED
 from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, default_folder, machine
 from maha_opt.summary import rates, summarise
 from maha_opt.text import novel, read_text
+from models.text_problems import Recipe, batches, check_length
 from solvers import available_solvers
 
 KINDS = ("convex", "nash")
 VARIANTS = {"best_response": ("best_response:sweep=gauss_seidel",)}
 """What 'all' means besides every flag."""
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
+"""The exit code of a run in which a solver did."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.compare` describes them."""
+    """The options of the command, as ``maha-opt compare --help`` describes them."""
 
     text: Path | None
     solvers: str

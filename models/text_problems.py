@@ -1,7 +1,4 @@
-"""Text to problems: what a multiscale attention with random weights makes of a text, fused in two ways.
-
-This is a part of the command line, the only place of this package that may import `models`.
-"""
+"""Text to problems: what a multiscale attention with random weights makes of a text, fused in two ways."""
 
 from __future__ import annotations
 
@@ -16,6 +13,8 @@ from maha_opt.cells import Batch
 from maha_opt.problems import convex_problem, nash_problem
 from maha_opt.sets import make_set
 from maha_opt.text import TextError
+from models.attention import MultiscaleAttention
+from models.decomposition import HierarchicalDecomposition
 from solvers import AffineVI, FeasibleSet
 
 CHANNELS, HEADS, RATIO = 64, 4, 2
@@ -110,8 +109,6 @@ def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> TokenOutputs:
     Raises:
         TextError: If the text is too short for the coarsest scale to exist.
     """
-    from models import HierarchicalDecomposition, MultiscaleAttention
-
     scales = recipe.scales
     check_length(text, scales)
     with torch.random.fork_rng(devices=[]):

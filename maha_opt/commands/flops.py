@@ -1,7 +1,4 @@
-"""What ``maha-opt flops`` does, apart from reading its options.
-
-This is a part of the command line, the only place of this package that may import `models`.
-"""
+"""What ``maha-opt flops`` does, apart from reading its options."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ LARGE = Large()
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.flops` describes them."""
+    """The options of the command, as ``maha-opt flops --help`` describes them."""
 
     lengths: str
     d_model: str

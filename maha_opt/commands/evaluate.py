@@ -1,4 +1,4 @@
-"""What ``maha-opt evaluate`` does, apart from reading its options. A part of the command line: it imports `models`."""
+"""What ``maha-opt evaluate`` does, apart from reading its options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CSV, POSITIONS, JSON = "evaluation.csv", "by_position.csv", "evaluation.json"
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.evaluate` describes them."""
+    """The options of the command, as ``maha-opt evaluate --help`` describes them."""
 
     run: Path
     texts: tuple[Path, ...]

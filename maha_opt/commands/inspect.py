@@ -1,7 +1,4 @@
-"""What ``maha-opt inspect`` does, apart from reading its options.
-
-This is a part of the command line, the only place of this package that may import `models`.
-"""
+"""What ``maha-opt inspect`` does, apart from reading its options."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ CHARACTERS_PER_TOKEN = 16
 
 @dataclass(frozen=True)
 class Request:
-    """The options of the command, as `maha_opt.cli.inspect` describes them."""
+    """The options of the command, as ``maha-opt inspect --help`` describes them."""
 
     run: Path
     text: Path | None
