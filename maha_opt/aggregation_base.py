@@ -209,6 +209,17 @@ class Aggregation(nn.Module):
         """
         return self._aggregate(Y, available, inputs, mask)[0]
 
+    def problem(
+        self, Y: Tensor, available: Tensor | None = None, inputs: Tensor | None = None, mask: Tensor | None = None
+    ) -> AffineVI:
+        """The problems that `forward` solves, which says what goes in and what is raised; to study, or solve otherwise.
+
+        Returns:
+            Problems of batch shape (batch, n), (batch, n, heads), (batch,) or (batch, heads), by the granularity
+            "token", "token_head", "sequence" or "head". Those of padding mean nothing.
+        """
+        return self._posed(Y, available, inputs, mask)[0]
+
     def with_objective(
         self,
         Y: Tensor,
@@ -243,6 +254,18 @@ class Aggregation(nn.Module):
     def _aggregate(
         self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None, cleared: bool = False
     ) -> tuple[Aggregated, AffineVI, ScaleOutputs, Tensor | None]:
+        problem, outputs, seen, target = self._posed(Y, available, inputs, mask, cleared)
+        with full_precision(outputs.Y):
+            # solve says which options its solver does not take.
+            options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
+            solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
+            fused = self._fused(outputs.Y, solution.weights)
+        return Aggregated(fused.to(Y.dtype), solution), problem, seen, target
+
+    def _posed(
+        self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None, cleared: bool = False
+    ) -> tuple[AffineVI, ScaleOutputs, ScaleOutputs, Tensor | None]:
+        """The problems, the scale outputs that are to be fused, those that the problems see, and the target."""
         checked_outputs(Y)
         batch, n = Y.shape[:2]
         check_exact("Y", Y, (batch, n, self.num_scales, self.d_model))
@@ -251,17 +274,10 @@ class Aggregation(nn.Module):
                 check_mask(name, given, shape)
                 check_exact(name, given, shape)
         target = self._target(inputs, mask, (batch, n, self.d_model))
-        dtype, outputs = Y.dtype, self._arranged(Y, available, mask, cleared)
+        outputs = self._arranged(Y, available, mask, cleared)
         with full_precision(outputs.Y):
-            Y = outputs.Y  # what is fused
-            if self.normalise:
-                outputs = outputs._replace(Y=of_unit_size(Y))
-            problem = self._problem(outputs, target)
-            # solve says which options its solver does not take.
-            options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
-            solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
-            fused = self._fused(Y, solution.weights)
-        return Aggregated(fused.to(dtype), solution), problem, outputs, target
+            seen = outputs._replace(Y=of_unit_size(outputs.Y)) if self.normalise else outputs
+            return self._problem(seen, target), outputs, seen, target
 
     def extra_repr(self) -> str:
         """The configuration that is not a submodule's."""

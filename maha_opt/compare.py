@@ -95,7 +95,13 @@ def compare(
 
 
 def take(problem: AffineVI, items: Tensor | slice, dtype: torch.dtype | None = None) -> AffineVI:
-    """Some problems of a batch with one batch dimension, optionally in another floating point type."""
+    """Some problems of a batch, optionally in another floating point type; without gradients.
+
+    Args:
+        problem: The batch.
+        items: What indexes its batch dimensions: of one dimension a slice or numbers, of any a bool mask.
+        dtype: Floating point type of what is returned; None: that of the problem.
+    """
     shape, C = problem.batch_shape, problem.feasible
 
     def part(value: Tensor, *trailing: int) -> Tensor:

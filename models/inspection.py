@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from maha_opt.compare import take
 from models.attention import MultiscaleAttention
 from models.block import MAHABlock
 from models.columns import as_mask, real_columns
 from models.decomposition import Packing
 from models.generation import evaluating
 from models.transformer import MAHATransformer
+from solvers import AffineVI
 
-__all__ = ["MAX_TOKENS", "BlockRecord", "attention_probabilities", "inspect_transformer"]
+__all__ = ["MAX_TOKENS", "BlockRecord", "attention_probabilities", "fusion_problems", "inspect_transformer"]
 
 MAX_TOKENS = 4096
 """Above this, the dense maps of a single head would take more than 64 MiB."""
@@ -103,6 +105,37 @@ def inspect_transformer(
         transformer(x, mask, memory=memory, memory_mask=memory_mask)
         packing = None if mask is None else Packing.from_mask(as_mask("mask", mask, x.shape[:2]))
         return [_record(*pair, packing) for pair in zip(transformer._blocks(), caught, strict=True)]
+
+
+@torch.no_grad()
+def fusion_problems(transformer: MAHATransformer, x: Tensor, mask: Tensor | None = None) -> list[AffineVI]:
+    """The problems that a model's fusions solve as it reads, for studies of solvers; see `maha_opt.validation`.
+
+    Args:
+        transformer: the model; in whichever mode it was, it is afterwards.
+        x: (batch, n) integer tokens, or their embeddings (batch, n, d_model).
+        mask: (batch, n) bool or 0/1, True where the token is real; None: all are.
+
+    Returns:
+        For each block the problems of its real tokens (and heads), or of its sequences (and heads) where tokens share
+        theirs; one batch dimension, without gradients.
+
+    Raises:
+        ValueError: as `MAHATransformer`.
+        TypeError: as `MAHATransformer`.
+    """
+    found = []
+    with evaluating(transformer), _caught(transformer) as caught:
+        transformer(x, mask)
+        for block, fused in zip(transformer._blocks(), caught, strict=True):
+            fusion = block.aggregation.fusion
+            problem = fusion.problem(fused.scales, fused.available, fused.inputs, fused.mask)
+            real = torch.ones(problem.batch_shape, dtype=torch.bool, device=x.device)
+            if fused.mask is not None:
+                own = fused.mask.any(1) if fusion.granularity in ("sequence", "head") else fused.mask
+                real &= own.reshape(own.shape + (1,) * (real.ndim - own.ndim))
+            found.append(take(problem, real))
+    return found
 
 
 @torch.no_grad()

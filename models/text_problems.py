@@ -1,20 +1,24 @@
-"""Text to problems: what a multiscale attention with random weights makes of a text, fused in two ways."""
+"""Text to problems: those of a multiscale attention with random weights, fused in two ways, or of a trained model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from maha_opt.cells import Batch
+from maha_opt.compare import take
 from maha_opt.problems import convex_problem, nash_problem
 from maha_opt.sets import make_set
 from maha_opt.text import TextError
 from models.attention import MultiscaleAttention
 from models.decomposition import HierarchicalDecomposition
+from models.inspection import fusion_problems
+from models.transformer import MAHATransformer
 from solvers import AffineVI, FeasibleSet
 
 CHANNELS, HEADS, RATIO = 64, 4, 2
@@ -70,6 +74,11 @@ class Recipe:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float64
 
+    @property
+    def sets(self) -> tuple[str, str]:
+        """The feasible sets of the convex and the Nash problems."""
+        return self.convex_set, self.nash_set
+
 
 def batches(text: bytes, seeds: int, recipe: Recipe) -> Iterator[Batch]:
     """A batch of convex and a batch of Nash problems for each seed, made when their turn comes."""
@@ -113,7 +122,7 @@ def scale_outputs(text: bytes, seed: int, recipe: Recipe) -> TokenOutputs:
     check_length(text, scales)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokens = _passages(text, -(-recipe.problems // PER_PASSAGE), max(PASSAGE, 2 * RATIO**scales))
+        tokens = _passages(_byte_tokens(text), -(-recipe.problems // PER_PASSAGE), max(PASSAGE, 2 * RATIO**scales))
         chosen = torch.randperm(tokens.numel())[: recipe.problems]
         embedding, target = nn.Embedding(256, CHANNELS), nn.Linear(CHANNELS, CHANNELS, bias=False)
         decomposition = HierarchicalDecomposition(CHANNELS, scales, RATIO, causal=True)
@@ -137,9 +146,47 @@ def check_length(text: bytes, scales: int) -> None:
         )
 
 
-def _passages(text: bytes, count: int, length: int) -> Tensor:
+@dataclass(frozen=True)
+class TrainedProblems:
+    """What a block of a model solves at random tokens of a text: a source of problems for `maha_opt.validation`.
+
+    Attributes:
+        transformer: The model.
+        tokens: (n,) integer, the text as its tokenizer has it.
+        block: Of the model, from 0.
+        problems: Number of problems of each seed; fewer where the block makes fewer of as many passages.
+        dtype: In which type; the model computes in its own.
+    """
+
+    transformer: MAHATransformer
+    tokens: Tensor
+    block: int = 0
+    problems: int = 1024
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def about(self) -> str:
+        """What makes the problems, in words."""
+        fusion = next(islice(self.transformer._blocks(), self.block, None)).aggregation.fusion
+        return f"{type(fusion).__name__}: {fusion.num_scales} scales"
+
+    def __call__(self, seed: int) -> AffineVI:
+        """The problems of a seed, which chooses passages and tokens."""
+        generator = torch.Generator().manual_seed(seed)
+        count = -(-self.problems // PER_PASSAGE)
+        passages = _passages(self.tokens, count, min(PASSAGE, self.transformer.max_len), generator)
+        passages = passages.to(self.transformer.token_emb.weight.device)
+        problem = fusion_problems(self.transformer, passages)[self.block]
+        chosen = torch.randperm(problem.batch_shape.numel(), generator=generator)[: self.problems]
+        return take(problem, chosen.to(problem.q.device), self.dtype)
+
+
+def _byte_tokens(text: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _passages(tokens: Tensor, count: int, length: int, generator: torch.Generator | None = None) -> Tensor:
     """Random passages (count, length) of a text, which may overlap; shorter where the text is."""
-    values = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    length = min(length, len(values))
-    starts = torch.randint(len(values) - length + 1, (count, 1))
-    return values[starts + torch.arange(length)].long()
+    length = min(length, len(tokens))
+    starts = torch.randint(len(tokens) - length + 1, (count, 1), generator=generator)
+    return tokens[starts + torch.arange(length)].long()

@@ -33,7 +33,7 @@ CONTEXT, WINDOW, LEVELS = 1024, 64, 2
 D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
-LONG, SHORT = 800, 200
+LONG, SHORT = 500, 200
 """Steps of a run; and of one that tries a learning rate, or a change with all else equal, the seed included."""
 
 UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "report_to": "none"}}

@@ -48,6 +48,13 @@ def compare(
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text file to make problems of. Default: a novel that is built in.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a trained model whose fusions make the problems, a kind for each block; --scales, sets, "
+            "--ridge and --price are then its own. Default: a layer with random weights."
+        ),
+    ] = None,
     solvers: Annotated[
         str,
         typer.Option(
@@ -97,6 +104,7 @@ def compare(
 
         request = Request(
             text=text,
+            model=model,
             solvers=solvers,
             seeds=seeds,
             scales=scales,
@@ -130,6 +138,24 @@ def convergence(
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text file to make problems of. Default: a novel that is built in.")
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained model that reads it. Default: a layer with random weights."),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=PROBLEMS,
+            help="Condition numbers, with commas; every combination with those below. Default, if none of the three is "
+            "given: six kinds from easy to hard, and two of the text.",
+        ),
+    ] = None,
+    coupling: Annotated[
+        str | None, typer.Option(rich_help_panel=PROBLEMS, help="Norms of the antisymmetric part of M, likewise.")
+    ] = None,
+    feasible: Annotated[
+        str | None, typer.Option(rich_help_panel=PROBLEMS, help="Feasible sets: " + ", ".join(SetName) + ".")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results. Default: runs/convergence-DATE-TIME.")
     ] = None,
@@ -145,7 +171,18 @@ def convergence(
     with words_for_errors(errors, extra="study"), prompt_interrupts():
         from maha_opt.commands.convergence import Request, run
 
-        request = Request(seeds=seeds, solvers=solvers, iterations=iterations, scales=scales, text=text, output=output)
+        request = Request(
+            seeds=seeds,
+            solvers=solvers,
+            iterations=iterations,
+            scales=scales,
+            text=text,
+            model=model,
+            condition=condition,
+            coupling=coupling,
+            feasible=feasible,
+            output=output,
+        )
         raise typer.Exit(run(request, console, errors))
 
 

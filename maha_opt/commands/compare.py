@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maha_opt import report
+from maha_opt.cells import Batch
+from maha_opt.commands.options import FAILED, parse_device, parse_solvers, parse_steps
 from maha_opt.compare import REFERENCE, compare
 from maha_opt.contenders import Contender, expand
 from maha_opt.interrupts import INTERRUPTED
@@ -20,14 +23,8 @@ from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, default_folder, m
 from maha_opt.summary import rates, summarise
 from maha_opt.text import novel, read_text
 from models.text_problems import Recipe, batches, check_length
-from solvers import available_solvers
 
 KINDS = ("convex", "nash")
-VARIANTS = {"best_response": ("best_response:sweep=gauss_seidel",)}
-"""What 'all' means besides every flag."""
-
-FAILED = 1
-"""The exit code of a run in which a solver did."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Request:
     """The options of the command, as ``maha-opt compare --help`` describes them."""
 
     text: Path | None
+    model: Path | None
     solvers: str
     seeds: int
     scales: int
@@ -65,6 +63,33 @@ def run(request: Request, console: Console, errors: Console) -> int:
     device = parse_device(request.device)
     torch.set_num_threads(request.threads)
     text = novel() if request.text is None else read_text(request.text)
+    kinds, problems = _sources(request, text, device)
+    settings = {
+        **asdict(request),
+        "text": "Northanger Abbey (built in)" if request.text is None else str(request.text),
+        "text_bytes": len(text),
+        "model": None if request.model is None else request.model.name,
+        "output": None,  # where a run was written says nothing about it
+        "contenders": list(dict.fromkeys(_name(contender) for contender in (REFERENCE, *contenders))),
+    }
+    folder = RunFolder(request.output or default_folder("compare"), settings, machine(device))
+    code, message = _measure(folder, problems, list(kinds), contenders, request, errors)
+    _print(folder, kinds, request, console)
+    written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"
+    console.print(f"{message}\nWritten to {written}", highlight=False)
+    return code
+
+
+def _sources(request: Request, text: bytes, device: torch.device) -> tuple[dict[str, str], Iterator[Batch]]:
+    """The kinds of problems, each with what its table is about, and the problems of every seed and kind in turn."""
+    dtype: torch.dtype = getattr(torch, request.dtype)
+    if request.model is not None:
+        from models.training.problems import trained_problems
+
+        found = trained_problems(request.model, text, problems=request.problems, device=device, dtype=dtype)
+        kinds = {kind: f"{kind} of {request.model.name}, {source.about}" for kind, source in found.items()}
+        seeds = range(request.seeds)
+        return kinds, (Batch(kind, seed, source(seed)) for seed in seeds for kind, source in found.items())
     check_length(text, request.scales)
     recipe = Recipe(
         problems=request.problems,
@@ -74,32 +99,25 @@ def run(request: Request, console: Console, errors: Console) -> int:
         ridge=request.ridge,
         price=request.price,
         device=device,
-        dtype=getattr(torch, request.dtype),
+        dtype=dtype,
     )
-    settings = {
-        **asdict(request),
-        "text": "Northanger Abbey (built in)" if request.text is None else str(request.text),
-        "text_bytes": len(text),
-        "output": None,  # where a run was written says nothing about it
-        "contenders": list(dict.fromkeys(_name(contender) for contender in (REFERENCE, *contenders))),
-    }
-    folder = RunFolder(request.output or default_folder("compare"), settings, machine(device))
-    code, message = _measure(folder, text, contenders, request, recipe, errors)
-    _print(folder, request, console)
-    written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"
-    console.print(f"{message}\nWritten to {written}", highlight=False)
-    return code
+    size = _count(request.scales, "scale")
+    kinds = {kind: f"{kind} on {name}: {size}" for kind, name in zip(KINDS, recipe.sets, strict=True)}
+    return kinds, batches(text, request.seeds, recipe)
 
 
 def _measure(
-    folder: RunFolder, text: bytes, contenders: list[Contender], request: Request, recipe: Recipe, errors: Console
+    folder: RunFolder,
+    problems: Iterator[Batch],
+    kinds: list[str],
+    contenders: list[Contender],
+    request: Request,
+    errors: Console,
 ) -> tuple[int, str]:
     """Measures all cells and writes them down; the exit code and how it ended, in words."""
     turns = [REFERENCE, *(contender for contender in contenders if contender != REFERENCE)]
-    total = request.seeds * len(KINDS) * len(turns)
-    study = compare(
-        batches(text, request.seeds, recipe), contenders, covered=request.reference, max_iter=request.max_iter
-    )
+    total = request.seeds * len(kinds) * len(turns)
+    study = compare(problems, contenders, covered=request.reference, max_iter=request.max_iter)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=errors, transient=True) as progress, warnings.catch_warnings():
@@ -107,7 +125,7 @@ def _measure(
             task = progress.add_task("", total=total)
             for done in range(total):
                 turn = turns[done % len(turns)]
-                where = f"seed {done // (len(KINDS) * len(turns))}, {KINDS[done // len(turns) % len(KINDS)]}"
+                where = f"seed {done // (len(kinds) * len(turns))}, {kinds[done // len(turns) % len(kinds)]}"
                 progress.update(task, completed=done, description=f"{where}: {escape(_name(turn))}")
                 folder.append(next(study))
                 if not errors.is_terminal and done % len(turns) == len(turns) - 1:
@@ -125,16 +143,15 @@ def _measure(
     return (FAILED if failed else 0), message
 
 
-def _print(folder: RunFolder, request: Request, console: Console) -> None:
+def _print(folder: RunFolder, kinds: dict[str, str], request: Request, console: Console) -> None:
     records = [asdict(cell) for cell in folder.cells]
-    for kind, set_name in zip(KINDS, (request.convex_set, request.nash_set), strict=True):
+    for kind, about in kinds.items():
         cells = [record for record in records if record["kind"] == kind]
         if cells:
             own = summarise(cells)
             seeds = len({record["seed"] for record in cells})
-            sizes = f"{_count(request.scales, 'scale')}, {_count(seeds, 'seed')}"
-            about = f"{kind} on {set_name}: {sizes}, {request.dtype}, {request.device}"
-            console.print(report.table(own, report.title(own, about)))
+            where = f"{_count(seeds, 'seed')}, {request.dtype}, {request.device}"
+            console.print(report.table(own, report.title(own, f"{about}, {where}")))
             console.print()
             lines = [*report.rate_lines(rates(cells)), *report.notes(own)]
             if lines:
@@ -152,51 +169,6 @@ def _picture(folder: RunFolder, errors: Console) -> str:
         return ""
     save_picture([asdict(cell) for cell in folder.cells], folder.path / PICTURE)
     return f", {PICTURE}"
-
-
-def parse_solvers(text: str) -> list[Contender]:
-    """Reads ``--solvers``.
-
-    Raises:
-        ValueError: If one of them is unknown or does not take an option.
-    """
-    if text.strip() == "all":
-        words = [word for flag in available_solvers() for word in (flag, *VARIANTS.get(flag, ()))]
-        return [Contender.parse(word) for word in words]
-    words = [word for word in text.split(",") if word.strip()]
-    if not words:
-        raise ValueError("--solvers names no solver; 'all' takes every one.")
-    return [Contender.parse(word) for word in words]
-
-
-def parse_steps(text: str) -> list[int]:
-    """Reads ``--unroll``.
-
-    Raises:
-        ValueError: If it is not a list of positive integers.
-    """
-    try:
-        steps = sorted({int(word) for word in text.split(",") if word.strip()})
-    except ValueError:
-        steps = [0]
-    if steps and steps[0] < 1:
-        raise ValueError(f"--unroll must be positive integers with commas between them, but got {text!r}.")
-    return steps
-
-
-def parse_device(text: str) -> torch.device:
-    """Reads ``--device`` and tries it.
-
-    Raises:
-        ValueError: If there is no such device here.
-    """
-    try:
-        device = torch.device(text)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"--device {text} cannot be used here: {line}") from None
-    return device
 
 
 def _count(number: int, noun: str) -> str:

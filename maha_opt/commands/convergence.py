@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from maha_opt.commands.options import parse_list
 from maha_opt.plots import save_convergence
 from maha_opt.run_folder import CONVERGENCE as JSON
 from maha_opt.run_folder import ERRORS, RATES, claim, default_folder, machine, revision, versions, write_json
 from maha_opt.text import novel, read_text
-from maha_opt.validation import Convergence, Difficulty, convergence
+from maha_opt.validation import Convergence, Difficulty, convergence, grid
 from maha_opt.validation.convergence import SOLVERS
 from maha_opt.validation.sources import Source, settings_of
 from models.text_problems import Recipe, check_length, problems_of
@@ -40,6 +41,10 @@ class Request:
     iterations: int
     scales: int
     text: Path | None
+    model: Path | None
+    condition: str | None
+    coupling: str | None
+    feasible: str | None
     output: Path | None
 
 
@@ -54,10 +59,9 @@ def run(request: Request, console: Console, errors: Console) -> int:
     """
     torch.set_num_threads(1)  # the problems are small: more threads would only wait for each other
     text = novel() if request.text is None else read_text(request.text)
-    check_length(text, request.scales)
+    problems = sources(request, text)
     folder = request.output or default_folder("convergence")
     claim(folder, (ERRORS, RATES, JSON, PICTURE))
-    problems = sources(request.scales, text)
     solvers = SOLVERS if request.solvers.strip() == "all" else [word for word in request.solvers.split(",") if word]
     began = time.perf_counter()
     with errors.status(f"{len(problems)} kinds of problems, {request.seeds} seeds, {request.iterations} iterations"):
@@ -73,10 +77,34 @@ def run(request: Request, console: Console, errors: Console) -> int:
     return 0
 
 
-def sources(scales: int, text: bytes) -> dict[str, Source]:
-    """The problems: random ones, one for each seed, from easy to hard; and one token of a text for each seed."""
-    recipe = Recipe(problems=1, scales=scales)
+def sources(request: Request, text: bytes) -> dict[str, Source]:
+    """One problem for each seed: random ones of the difficulties that are named, or from easy to hard; and of a text.
+
+    Those of a text are of one token, of the trained model that is named or of a layer with random weights.
+
+    Raises:
+        ValueError, OSError: If the difficulties, the model or the text are of no use.
+    """
+    scales = request.scales
     delta = min(0.02, 0.5 / (scales + 1))
+    named = {
+        name: parse_list(f"--{name}", text, kind)
+        for name, text, kind in (
+            ("condition", request.condition, float),
+            ("coupling", request.coupling, float),
+            ("feasible", request.feasible, str),
+        )
+        if text is not None
+    }
+    drawn = grid(**named, scales=[scales], problems=[1], tie_distance=[delta]) if named else {}
+    if request.model is not None:
+        from models.training.problems import trained_problems
+
+        return {**drawn, **trained_problems(request.model, text, problems=1)}
+    if drawn:
+        return dict(drawn)
+    check_length(text, scales)
+    recipe = Recipe(problems=1, scales=scales)
 
     def random(**difficulty: float | str) -> Difficulty:
         return Difficulty(scales=scales, problems=1, tie_distance=delta, **difficulty)  # pyright: ignore[reportArgumentType]
@@ -150,6 +178,7 @@ def write(folder: Path, found: Convergence, request: Request, problems: dict[str
     settings = {
         **asdict(request),
         "text": "Northanger Abbey (built in)" if request.text is None else request.text.name,
+        "model": None if request.model is None else request.model.name,
         "output": None,  # where a run was written says nothing about it
     }
     content = {

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from maha_opt.contenders import Contender
 from maha_opt.text import novel, read_text
 from models.inspection import BlockRecord, inspect_transformer
-from models.training.loading import load
+from models.training.loading import load, transformer_of
 from models.transformer import MAHATransformer
 
 CSV, WEIGHTS, SCALES, ATTENTION = "weights.csv", "weights.png", "scales.png", "attention.png"
@@ -98,20 +97,6 @@ def run(request: Request, console: Console, errors: Console) -> int:
     written = ", ".join([CSV, *_draw(inspected, output, errors)])
     console.print(f"Written to {escape(str(output))}: {written}", highlight=False)
     return 0
-
-
-def transformer_of(run: Path, model: PreTrainedModel) -> MAHATransformer:
-    """The transformer in a model; of an encoder-decoder it is the encoder, which reads.
-
-    Raises:
-        ValueError: It has no scales, or only one.
-    """
-    transformer = next((module for module in model.modules() if isinstance(module, MAHATransformer)), None)
-    if transformer is None:
-        raise ValueError(f"{run} holds a model of type {model.config.model_type!r}: only 'maha' has scales to look at.")
-    if model.config.num_scales == 1:
-        raise ValueError(f"{run} holds a model with one scale only: its weights are 1 everywhere.")
-    return transformer
 
 
 def passage_ids(request: Request, tokenizer: Any, transformer: MAHATransformer) -> Tensor:

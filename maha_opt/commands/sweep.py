@@ -6,25 +6,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maha_opt import report
-from maha_opt.commands.compare import FAILED, parse_solvers, parse_steps
+from maha_opt.commands.options import FAILED, parse_list, parse_solvers, parse_steps
 from maha_opt.interrupts import INTERRUPTED
 from maha_opt.run_folder import default_folder
 from maha_opt.summary import summarise
 from maha_opt.validation import grid, sweep
 from maha_opt.validation.comparison import as_cells
 from maha_opt.validation.sweep_folder import CELLS, JSON, TABLE
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -100,18 +96,3 @@ def run(request: Request, console: Console, errors: Console) -> int:
     console.print(f"Written to {escape(str(folder))}: {TABLE}, {JSON}, {CELLS}/", highlight=False, soft_wrap=True)
     console.print(f"As a page with pictures: maha-opt report {escape(str(folder))}", highlight=False, soft_wrap=True)
     return FAILED if failed else 0
-
-
-def parse_list(option: str, text: str, kind: Callable[[str], Value]) -> list[Value]:
-    """Reads values with commas between them.
-
-    Raises:
-        ValueError: If one is not of its kind, or comes twice, or there are none; the message names the option.
-    """
-    try:
-        values = [kind(word.strip()) for word in text.split(",") if word.strip()]
-    except ValueError:
-        values = []
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{option} must be distinct values with commas between them, but got {text!r}.")
-    return values

@@ -15,8 +15,9 @@ from transformers.utils import logging
 import models.huggingface as ours
 from models.training.checkpoints import checkpoints, has_weights
 from models.training.settings import SETTINGS_FILE, Settings
+from models.transformer import MAHATransformer
 
-__all__ = ["Loaded", "load", "model_folder"]
+__all__ = ["Loaded", "load", "model_folder", "transformer_of"]
 
 
 class Loaded(NamedTuple):
@@ -80,6 +81,20 @@ def model_folder(run: Path) -> Path:
             f"{run} is not a model: it has no config.json, as save_pretrained writes it, and no checkpoint-N that has."
         )
     return found
+
+
+def transformer_of(run: Path, model: PreTrainedModel) -> MAHATransformer:
+    """The transformer in a model; of an encoder-decoder it is the encoder, which reads.
+
+    Raises:
+        ValueError: It has no scales, or only one.
+    """
+    transformer = next((module for module in model.modules() if isinstance(module, MAHATransformer)), None)
+    if transformer is None:
+        raise ValueError(f"{run} holds a model of type {model.config.model_type!r}: only 'maha' has scales to look at.")
+    if model.config.num_scales == 1:
+        raise ValueError(f"{run} holds a model with one scale only: its weights are 1 everywhere.")
+    return transformer
 
 
 def _tokenizer(folder: Path, run: Path) -> PreTrainedTokenizerBase:

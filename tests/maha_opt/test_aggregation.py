@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from maha_opt import ConvexAggregation, GateAggregation, NashAggregation
-from solvers import Box, Budget
+from solvers import Box, Budget, solve
 
 # Shapes and what the output is
 
@@ -84,6 +84,18 @@ def test_normalised_problems_do_not_see_the_size_of_a_scale_but_the_fusion_adds_
         exists = available.unsqueeze(-1)
         expected = (scaled.weights.unsqueeze(-1) * (Y * factors).masked_fill(~exists, 0.0)).sum(2)
         assert_close(other, expected)
+
+
+@EVERY_KIND
+@EVERY_GRANULARITY
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_problems_that_are_posed_are_those_that_are_solved(kind, granularity, normalise):
+    fuse = layer(kind, granularity=granularity, normalise=normalise, solver="pivot")
+    Y, available, inputs = data()
+    mask = torch.tensor([[True] * N, [True] * (N - 2) + [False] * 2])
+    problem, solution = fuse.problem(Y, available, inputs, mask), fuse(Y, available, inputs, mask).solution
+    assert problem.batch_shape == solution.weights.shape[:-1]
+    assert torch.equal(solve(problem).weights, solution.weights)
 
 
 def test_tokens_that_share_a_gate_share_their_mean_scores():

@@ -11,7 +11,9 @@ from torch import nn
 
 from maha_opt.aggregation_base import Aggregation
 from models import BlockRecord, HierarchicalDecomposition, MultiscaleAttention, inspect_transformer
-from models.inspection import MAX_TOKENS, attention_probabilities
+from models.inspection import MAX_TOKENS, attention_probabilities, fusion_problems
+from models.text_problems import TrainedProblems
+from solvers import solve
 
 ROUNDING = 1e-12
 """Of float64: sums of at most some hundred terms of order one."""
@@ -157,6 +159,37 @@ def test_padding_changes_nothing_and_is_marked(variant, causal):
                 torch.testing.assert_close(p[row, :, : q.shape[2], : q.shape[3]], q[0], rtol=0, atol=1e-10)
                 assert (p[row, :, q.shape[2] :] == 0).all()
                 assert (p[row, :, :, q.shape[3] :] == 0).all()
+
+
+@modes
+@pytest.mark.parametrize("granularity", ["token", "token_head", "sequence", "head"])
+def test_the_problems_of_a_model_are_those_whose_weights_it_uses(granularity, causal):
+    if causal and granularity in ("sequence", "head"):
+        pytest.skip("refused: they would tell a token of those after it")
+    transformer = build(causal=causal, granularity=granularity)
+    x, mask = ids(3, 21), torch.ones(3, 21, dtype=torch.bool)
+    mask[1, 13:], mask[2, :4] = False, False
+    records = inspect_transformer(transformer, x, mask)
+    for record, problem in zip(records, fusion_problems(transformer, x, mask), strict=True):
+        weights = record.weights[mask]  # a token after the other, as the problems are
+        if granularity in ("sequence", "head"):
+            weights = torch.stack([record.weights[row][mask[row]][-1] for row in range(3)])
+        weights = weights.flatten(0, 1)
+        assert problem.q.shape == weights.shape
+        assert not problem.M.requires_grad
+        assert torch.equal(solve(problem).weights, weights.nan_to_num(0.0))
+
+
+def test_a_seed_chooses_passages_and_tokens_of_a_trained_model():
+    transformer, text = build(), ids(1, 500)[0]
+    source = TrainedProblems(transformer, text, block=1, problems=70)
+    first, again, other = source(0), source(0), source(1)
+    assert first.q.shape == (70, 3)
+    assert first.q.dtype == torch.float64
+    assert torch.equal(first.q, again.q)
+    assert not torch.equal(first.q, other.q)
+    assert bool(solve(first).converged.all())
+    assert source.about == "ConvexAggregation: 3 scales"
 
 
 def test_the_model_is_left_as_it_was():

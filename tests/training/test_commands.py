@@ -79,6 +79,38 @@ def test_evaluate_says_how_little_the_exact_reference_changes(run, tmp_path):
     assert mean == pytest.approx(losses["pivot"], rel=1e-6)
 
 
+def test_solvers_are_compared_on_the_problems_of_a_trained_model(run, tmp_path):
+    folder, _ = run
+    result = invoke(
+        "compare", "--model", folder, "--seeds", 2, "--problems", 20, "--reference", 8, "--unroll", "5",
+        "--solvers", "pivot,projected_gradient", "--output", tmp_path / "compare",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "block 1 of run, ConvexAggregation: 3 scales, 2 seeds, float64" in said(result)
+    found = rows(tmp_path / "compare" / "results.csv")
+    assert {row["kind"] for row in found} == {"block 1"}
+    errors = {
+        (row["solver"], row["steps"]): float(row["error_weights_max"]) for row in found if row["solver"] == "pivot"
+    }
+    assert max(errors.values()) < 1e-7  # what cvxpylayers is good for
+    content = (tmp_path / "compare" / "results.json").read_text(encoding="utf-8")
+    assert json.loads(content)["settings"]["model"] == "run"
+    assert str(folder) not in content
+
+
+def test_convergence_is_watched_on_the_problems_of_a_trained_model_and_on_difficulties_that_are_named(run, tmp_path):
+    folder, _ = run
+    result = invoke(
+        "convergence", "--model", folder, "--condition", "10,100", "--feasible", "simplex", "--seeds", 2,
+        "--iterations", 60, "--solvers", "projected_gradient:accelerate=false", "--output", tmp_path / "watched",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "watched" / "convergence.json").read_text(encoding="utf-8"))
+    assert list(content["problems"]) == ["condition 10", "condition 100", "block 1"]
+    assert content["problems"]["condition 100"]["condition"] == 100
+    assert content["settings"]["model"] == "run"
+
+
 def test_evaluate_takes_a_text_of_the_users_own(run, tmp_path):
     file = tmp_path / "own.txt"
     file.write_text("abc " * 40, encoding="utf-8")
