@@ -163,24 +163,23 @@ def _encoders(experiment: str, names: Sequence[str], steps: int) -> list[Cell]:
 
 
 def _recall() -> list[Cell]:
-    """Does what was seen once, far back, reach a token? Each task at growing length, one seed first."""
+    """Does what was seen far back reach a token? A step has as many tokens at every length."""
     small = {"d_model": 64, "num_heads": 2, "num_layers": 2, "dropout": 0.0}
-    sizes = {"recall": 16, "copy": 16}
     models = {name: ("maha", small | SCALES | fusion) for name, fusion in FUSIONS.items()}
-    models |= {name: (name, small) for name in ("window", "plain")}
+    models |= {name: (name, small) for name in ("window-conv", "window", "plain")}
     return [
         Cell(
             "recall",
             f"{name}, {task}, {length}",
             model,
-            options | {"task": task, "length": length, "size": sizes[task]},
-            steps=1000,
-            rate=2e-3,
+            options | {"task": task, "length": length, "size": size},
+            steps=600,
+            rate=3e-3,
             seed=seed,
         )
         for seed in SEEDS
-        for length in (256, 512, 1024, 2048, 4096)
-        for task in sizes
+        for length in (1024, 256, 4096)
+        for task, size in (("recall", min(length // 16, 128)), ("copy", 16))
         for name, (model, options) in models.items()
     ]
 
