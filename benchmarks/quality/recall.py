@@ -60,7 +60,7 @@ def associative_recall(rows: int, length: int, pairs: int, generator: torch.Gene
 
 
 def distances(tokens: Tensor) -> Tensor:
-    """How many tokens ago the key before each value was seen last, (rows, length) int64; 0 where it was not, and at keys.
+    """How many tokens ago the key before each value was seen last, (rows, length) int64; 0 where it was not.
 
     Args:
         tokens: as `associative_recall` makes them.
