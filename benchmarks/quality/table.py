@@ -6,13 +6,15 @@ It prints the tables; ``--write docs/quality.md`` puts them between the markers 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.quality.experiments import BATCH, CONTEXT, EXPERIMENTS, RATES, WINDOW
+from benchmarks.quality.experiments import BATCH, CONTEXT, EXACT, EXPERIMENTS, RATES, SHORT, UNCHANGED, WINDOW
+from benchmarks.quality.recall import DISTANCES
 from benchmarks.quality.results import DEFAULT, read
 from benchmarks.table import replace
 
@@ -40,8 +42,11 @@ def markdown(records: list[Record]) -> str:
     parts = [introduction(records)]
     makers: dict[str, tuple[str, Callable[[Groups], str]]] = {
         "books": ("Models of equal size on books", books),
-        "unrolled": ("Trained through an approximation", unrolled),
-        "ablations": ("Parts left out or changed (convex unless named)", ablations),
+        "unrolled": (f"Trained through an approximation, {SHORT} steps", unrolled),
+        "ablations": (f"Parts left out or changed (convex unless named), {SHORT} steps", ablations),
+        "sentiment": ("Sentiment of film reviews", sentiment),
+        "translation": ("English to German", translation),
+        "recall": ("Tasks of memory", recall),
     }
     for name, (title, make) in makers.items():
         groups = by_name(records, name)
@@ -75,8 +80,8 @@ def introduction(records: list[Record]) -> str:
         f"({steps * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
         "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
         f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "
-        "runs of a quarter of the length. Judged on another book. The mean over seeds, and their standard deviation "
-        "where there are several. Tokens per second of processor time, one thread, on a machine that others used too. "
+        "shorter runs. Judged on two other books. The mean over seeds, and their standard deviation "
+        "where there are several; differences are between models of the same seeds. Tokens per second of processor time, one thread, on a machine that others used too. "
         "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do elementwise is not "
         f"counted. Made by `python -m benchmarks.quality`, {when}, with {versions}."
     )
@@ -91,6 +96,7 @@ def books(groups: Groups) -> str:
                 "bits per byte": spread(own["test"] for own in group),
                 "at 16–64": spread(own["test_by_position"][1] for own in group),
                 "at 512–1,024": spread(own["test_by_position"][-1] for own in group),
+                "against convex": against(group, groups.get("convex", [])),
                 "seeds": len(group),
                 "parameters": f"{group[0]['parameters']:,}",
                 "learning rate": f"{group[0]['rate']:g}",
@@ -111,6 +117,7 @@ def unrolled(groups: Groups) -> str:
                 "trained through": name,
                 "bits per byte": spread(own["test"] for own in group),
                 "the same, solved exactly": spread(own["test_exact"] for own in group),
+                "against exact": against(group, groups.get(EXACT, [])),
                 "seeds": len(group),
                 "learned/s": speed(group, "trained_per_second"),
             }
@@ -126,6 +133,7 @@ def ablations(groups: Groups) -> str:
             {
                 "": name,
                 "bits per byte": spread(own["test"] for own in group),
+                "against the first line": against(group, groups.get(UNCHANGED, [])),
                 "seeds": len(group),
                 "learned/s": speed(group, "trained_per_second"),
             }
@@ -134,10 +142,66 @@ def ablations(groups: Groups) -> str:
     )
 
 
-def spread(values: Iterable[float]) -> str:
+def sentiment(groups: Groups) -> str:
+    """One line for each model, and one for the usual baseline."""
+    rows: list[Record] = [
+        {"": CALLED[name], "accuracy": spread(own["test_accuracy"] for own in group), "seeds": len(group)}
+        for name, group in groups.items()
+    ]
+    baseline = next(
+        (own["tfidf_accuracy"] for group in groups.values() for own in group if own["tfidf_accuracy"]), None
+    )
+    if baseline is not None:
+        rows.append({"": "logistic regression on TF-IDF", "accuracy": f"{baseline:.3f}", "seeds": ""})
+    return lines(rows)
+
+
+def translation(groups: Groups) -> str:
+    """One line for each model."""
+    return lines(
+        [
+            {
+                "": CALLED[name],
+                "BLEU": spread((own["bleu"] for own in group), 1),
+                "chrF": spread((own["chrf"] for own in group), 1),
+                "seeds": len(group),
+            }
+            for name, group in groups.items()
+        ]
+    )
+
+
+def recall(groups: Groups) -> str:
+    """One line for each task and model: the share that was guessed, by how far back the answer stands."""
+    parts = [f"{low + 1:,} to {high:,}" for low, high in pairwise(DISTANCES)]
+    rows = []
+    for name, group in groups.items():
+        model, task, length = name.split(", ")
+        row = {
+            "": CALLED[model],
+            "task": task,
+            "tokens": length,
+            "guessed": spread(own["test_accuracy"] for own in group),
+        }
+        for place, part in enumerate(parts):
+            found = [own.get("test_by_distance", [None] * len(parts))[place] for own in group]
+            row[part] = spread(known) if (known := [value for value in found if value is not None]) else ""
+        rows.append(row | {"seeds": len(group)})
+    return lines(rows)
+
+
+def against(group: list[Record], base: list[Record]) -> str:
+    """The mean difference in bits per byte from other models of the same seeds, and its standard deviation."""
+    others = {own["seed"]: own["test"] for own in base}
+    found = [own["test"] - others[own["seed"]] for own in group if own["seed"] in others]
+    return spread(found, signed=True) if found and group is not base else ""
+
+
+def spread(values: Iterable[float], digits: int = 3, *, signed: bool = False) -> str:
     """The mean, and the standard deviation where there is one."""
     values = list(values)
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    middle = f"{mean(values):{'+' if signed else ''}.{digits}f}"
+    return middle + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def speed(group: list[Record], name: str) -> str:
