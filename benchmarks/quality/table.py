@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.quality.experiments import BATCH, CONTEXT, EXACT, EXPERIMENTS, RATES, SHORT, UNCHANGED, WINDOW
+from benchmarks.quality.experiments import BATCH, CONTEXT, EXACT, EXPERIMENTS, LONG, RATES, SHORT, UNCHANGED, WINDOW
 from benchmarks.quality.recall import DISTANCES
 from benchmarks.quality.results import DEFAULT, read
 from benchmarks.table import replace
@@ -74,14 +74,14 @@ def introduction(records: list[Record]) -> str:
     dates = sorted(record["date"][:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items() if version)
-    steps = max(record["steps"] for record in records)
     return (
-        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} rows a step, {steps:,} steps "
-        f"({steps * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
+        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} rows a step, {LONG:,} steps "
+        f"({LONG * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
         "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
         f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "
-        "shorter runs. Judged on two other books. The mean over seeds, and their standard deviation "
-        "where there are several; differences are between models of the same seeds. Tokens per second of processor time, one thread, on a machine that others used too. "
+        "shorter runs. Judged on two other books. The mean over seeds, and their standard deviation where there are "
+        "several; differences are between models of the same seeds. Tokens per second of processor time, one thread, "
+        "on a machine that others used too. "
         "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do elementwise is not "
         f"counted. Made by `python -m benchmarks.quality`, {when}, with {versions}."
     )
@@ -148,9 +148,7 @@ def sentiment(groups: Groups) -> str:
         {"": CALLED[name], "accuracy": spread(own["test_accuracy"] for own in group), "seeds": len(group)}
         for name, group in groups.items()
     ]
-    baseline = next(
-        (own["tfidf_accuracy"] for group in groups.values() for own in group if own["tfidf_accuracy"]), None
-    )
+    baseline = next(filter(None, (own["tfidf_accuracy"] for group in groups.values() for own in group)), None)
     if baseline is not None:
         rows.append({"": "logistic regression on TF-IDF", "accuracy": f"{baseline:.3f}", "seeds": ""})
     return lines(rows)
