@@ -122,6 +122,8 @@ class NashAggregation(Aggregation):
 class GateAggregation(Aggregation):
     """Weights that follow scores of the block's input, `s = Wx + b`, whatever the scales say.
 
+    They are::
+
         w = softmax(s)                                     with `solver="softmax"`, the default,
         w = argmin ½‖w − s‖² + Σ_l λ_l|w_l|                with any other, over the feasible set.
 
