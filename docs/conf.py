@@ -44,7 +44,7 @@ suppress_warnings = ["myst.header"]  # pages that benchmarks write go from the t
 
 # Docstrings. Names in single backticks link where there is something to link to, and are code where there is not.
 default_role = "py:obj"
-smartquotes = False  # -- is an option
+smartquotes_action = "D"  # dashes, but quotes as they are written
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -81,6 +81,7 @@ def _gather(app: Sphinx) -> None:
             shutil.copyfile(source, gathered / name)
     command = [sys.executable, "-m", "typer", "maha_opt.cli", "utils", "docs", "--name", "maha-opt"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+    told = re.sub(r"(?<![`\w-])--[a-z][a-z-]*", r"`\g<0>`", told)  # options in running text: no dashes
     told = told.replace("\n## ", "\n<!-- commands -->\n\n## ", 1)  # the page begins with the first command
     page = HERE / "generated" / "commands.md"
     page.parent.mkdir(exist_ok=True)

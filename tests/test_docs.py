@@ -102,11 +102,7 @@ def test_every_public_name_is_in_the_reference(site, package):
 def test_every_built_in_solver_is_in_the_reference(site):
     known = documented(site)
     made_by = solvers.registry._SOLVERS.values()
-    assert not [make for make in made_by if make.__module__ in sys.modules and not _name(make) & known]
-
-
-def _name(make):
-    return {f"{make.__module__}.{make.__qualname__}"}
+    assert not [make for make in made_by if f"{make.__module__}.{make.__qualname__}" not in known]
 
 
 def test_every_notebook_has_its_page_with_its_pictures(site):
@@ -120,7 +116,7 @@ def test_every_link_inside_the_site_leads_somewhere(site):
     broken = []
     for page, found in links.items():
         for target in found.targets:
-            if re.match(r"[a-z]+:|//", target):
+            if re.match(r"[a-z]+:|//", target) or "_modules" in page.parts:  # Sphinx guesses the ways back from sources
                 continue
             path, _, anchor = target.partition("#")
             there = (page.parent / path.partition("?")[0]).resolve() if path else page
