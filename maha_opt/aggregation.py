@@ -122,8 +122,10 @@ class NashAggregation(Aggregation):
 class GateAggregation(Aggregation):
     """Weights that follow scores of the block's input, `s = Wx + b`, whatever the scales say.
 
-        w = softmax(s)                                     with `solver="softmax"`, the default,
-        w = argmin ½‖w − s‖² + Σ_l λ_l|w_l|                with any other, over the feasible set.
+    They are::
+
+        w = softmax(s)                         with solver="softmax", the default,
+        w = argmin ½‖w − s‖² + Σ_l λ_l|w_l|    with any other, over the feasible set.
 
     The former is the gate of a mixture of experts (Jacobs et al. 1991; Shazeer et al. 2017), the latter on the simplex
     its sparse counterpart, sparsemax (Martins and Astudillo 2016): the problem with `M = I`, `q = −s`. What the scales

@@ -43,7 +43,7 @@ def make_set(
     CappedSimplex(lower=0.0, upper=0.5, total=1.0)
 
     Args:
-        feasible: A name; or a set; or a function, or module with parameters of its own, from a mask (*batch, L) bool or
+        feasible: A name; or a set; or a function, or module with parameters of its own, from a mask (..., L) bool or
             None to a set.
         options: Arguments of the named set: `cap` of "capped_simplex"; `lower` and `upper` of "box"; `total` of
             "budget" and "sum_to", and `learn_total=True` to make it a parameter that starts there.

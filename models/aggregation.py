@@ -91,7 +91,7 @@ class OptimizationDrivenAggregation(nn.Module):
                 `MultiscaleAttention` leaves it; it is copied otherwise.
 
         Returns:
-            The fused output (batch, n, d_model), zero at padding, and the auxiliary loss, a scalar: the mean objective
+            The fused output (batch, n, d_model), zero at padding, and the auxiliary loss, a scalar, the mean objective
             of the problems that were solved (`maha_opt.Aggregation.with_objective`), which says how much of the target
             the fusion leaves unexplained. Its gradient is that of the objective, by the envelope theorem.
         """

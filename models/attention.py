@@ -1,6 +1,6 @@
 r"""Attention at every scale of a sequence, brought back to the tokens.
 
-At scale `l`, with cells `X_l = D_l(X)` of the tokens X and one value projection shared by all scales,
+At scale `l`, with cells `X_l = D_l(X)` of the tokens X and one value projection shared by all scales::
 
     Q_l = X_l W^Q_l,   K_l = X_l W^K_l,   V_l = D_l(X W^V),   Y_l = softmax(Q_l K_lᵀ / √d_head) V_l   (per head),
 

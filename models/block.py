@@ -58,6 +58,8 @@ class BlockState:
 class MAHABlock(nn.Module):
     r"""A transformer block with the fusion of several scales in place of self-attention.
 
+    In formulas::
+
         H = DilatedConv(x),   Y_l = Attention_l(H),   G_l = Gate(Y_l, Y_{l+1}),
         x ← x + W (Σ_l w_l G_l),   x ← x + FF(x),
 

@@ -5,7 +5,7 @@ A multiplication with its addition counts as two operations, and matrix products
 fusion are elementwise. All counts are of the forward pass of one sequence of n tokens without padding; forward and
 backward of attention together are three times as many.
 
-With m_l cells of scale l and c_l queries for each (coarse: 1; fine: r^l), the scores and the sums over values take
+With m_l cells of scale l and c_l queries for each (coarse: 1; fine: r^l), the scores and the sums over values take::
 
     4·d · c_l·m_l · m_l                                         without a window,
     4·d · c_l·⌈m_l/s⌉·s · 3s,    s = ⌈window/2⌉                 with one that is shorter than the scale,

@@ -2,7 +2,7 @@ r"""A sequence seen at several scales.
 
 Scale 0 is the sequence of tokens. A cell of scale `l` stands for `r^l` consecutive tokens, `r` being the compression
 ratio: cell `j` covers the tokens `j·r^l … (j+1)·r^l − 1`, counted from the first real token of its row. It is a linear
-function of `r` cells (or a few more, where kernels overlap) of the scale below:
+function of `r` cells (or a few more, where kernels overlap) of the scale below::
 
     cell_l[j] = Σ_i W_l[i] cell_{l−1}[j·r + i]
 

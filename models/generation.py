@@ -1,7 +1,7 @@
 r"""Sampling from a causal language model, token by token.
 
 A model takes part by two methods, `prefill` and `step` (`CachedModel`); nothing else of it is known here. With logits
-`z` of the next token, temperature T, and the tokens sorted by falling `z`,
+`z` of the next token, temperature T, and the tokens sorted by falling `z`::
 
     p = softmax(z / T) over the first `top_k`,   kept = { i : p_1 + … + p_{i−1} < top_p },
 

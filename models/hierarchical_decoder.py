@@ -3,7 +3,7 @@ r"""A decoder whose attention is a binary tree over the sequence.
 The sequence is cut into `2^levels` leaf chunks of c = ⌈sequence_length / 2^levels⌉ tokens. Within a leaf, attention is
 causal; then, level by level, neighbouring nodes of `m_l = c·2^l` tokens become siblings, and every token of the right
 one asks all tokens of the left one, which lie in its past. With a residual stream x and Attend(x, context) the usual
-attention of x to a context, both normalised,
+attention of x to a context, both normalised::
 
     x ← x + Attend(x, its leaf up to x),
     x ← x + Attend(x, the left sibling)     for each x in a right sibling, l = 0 … levels − 1,
@@ -11,7 +11,7 @@ attention of x to a context, both normalised,
 so a right sibling keeps its own content and a left one passes unchanged. A block is two such attentions and a
 feed-forward part. Borders are counted from the first real token and follow `sequence_length`, never the current length.
 
-Cost: at full length the scores of a tree attention are those of
+Cost: at full length the scores of a tree attention are those of::
 
     Σ over leaves c²  +  Σ_l (n / 2m_l) m_l²   =   n² (1 + 2^−levels) / 2   pairs of tokens,
 

@@ -1,7 +1,7 @@
 r"""What a transformer does with a passage: the weights of its fusions, and who attends to whom at every scale.
 
 The model runs as it always does; what goes into each fusion is caught on the way, and everything else follows from it.
-At scale `l`, with the queries `Q_l`, keys `K_l` and values `V_l` of `models.attention`, the probabilities are
+At scale `l`, with the queries `Q_l`, keys `K_l` and values `V_l` of `models.attention`, the probabilities are::
 
     P_l = softmax(Q_l K_lᵀ / √d_head + mask_l),   so that   Y_l = P_l V_l   (per head),
 

@@ -141,10 +141,10 @@ class MAHATransformer(nn.Module):
             memory_mask: (batch, m) bool or 0/1, where the memory is real; None: everywhere.
 
         Returns:
-            hidden: (batch, n, d_model), zero at padding.
-            aux_loss: a scalar, the mean over blocks of the objective that the aggregation is left with
-                (`maha_opt.aggregation_base.Aggregation.with_objective`): how much of what a block asks for no fusion of
-                its scales can give. Adding a little of it to a loss teaches the scales to cover it.
+            The hidden states, (batch, n, d_model), zero at padding; and the auxiliary loss, a scalar, which is the
+            mean over blocks of the objective that the aggregation is left with
+            (`maha_opt.aggregation_base.Aggregation.with_objective`), that is, how much of what a block asks for no
+            fusion of its scales can give. Adding a little of it to a loss teaches the scales to cover it.
 
         Raises:
             ValueError: an argument has the wrong shape, or there are more than `max_len` tokens in a row.

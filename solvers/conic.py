@@ -3,7 +3,7 @@ r"""The exact reference: the problem as a cone program, solved and differentiate
 Symmetric ``M = SᵀS``:  ``min ½‖Sw‖² + qᵀw + ‖λ∘w‖₁`` over C.
 
 Any monotone ``M``, with ``SᵀS = ½(M + Mᵀ)``: the gap program, convex because ``wᵀMw = ‖Sw‖²``. The support function
-of C in ``gap(w) = wᵀ(Mw + q) + λ·|w| + max_{v ∈ C} −(Mw + q)·v − λ·|v|`` is replaced by its linear programming dual,
+of C in ``gap(w) = wᵀ(Mw + q) + λ·|w| + max_{v ∈ C} −(Mw + q)·v − λ·|v|`` is replaced by its linear programming dual::
 
     min ‖Sw‖² + qᵀw + ‖λ∘w‖₁ + upper·α − lower·β + total·ν
     s.t. Mw + q + z + α − β + ν1 = 0,  |z| ≤ λ,  α, β ≥ 0,  ν ≥ 0 for a budget,  w ∈ C,

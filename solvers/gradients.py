@@ -1,11 +1,11 @@
 r"""Derivatives of a solution through its optimality conditions, whichever solver found it.
 
 Let ``F`` be the coordinates strictly inside a linear piece, and let the sum be tight if it is an equality or an active
-budget. On these pieces the solution satisfies the linear system
+budget. On these pieces the solution satisfies the linear system::
 
     M_FF w_F + M_FN w_N + q_F + λ_F sign(w_F) + ν 1 = 0,   1ᵀ w = s      (the second only where the sum is tight),
 
-so for a cotangent ``g`` of ``w`` solve ``M_FFᵀ y_F + ν 1 = g_F``, ``1ᵀ y_F = 0``, with ``y = 0`` off ``F``; then
+so for a cotangent ``g`` of ``w`` solve ``M_FFᵀ y_F + ν 1 = g_F``, ``1ᵀ y_F = 0``, with ``y = 0`` off ``F``; then::
 
     ∂ℓ/∂q = −y,   ∂ℓ/∂M = −y wᵀ,   ∂ℓ/∂λ_i = −y_i sign(w_i),   ∂ℓ/∂s = ν,   ∂ℓ/∂bound_i = g_i − (Mᵀy)_i − ν
 

@@ -1,7 +1,7 @@
 r"""The exact solver: block principal pivoting, safeguarded by path following.
 
 One block pivot guesses the linear piece of every coordinate, solves the linear system that the pieces imply, and reads
-the next guess off the natural map of its solution,
+the next guess off the natural map of its solution::
 
     pieces → w (a linear solve) → x = w − γ(Mw + q) → pieces of prox(x),
 

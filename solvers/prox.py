@@ -1,6 +1,6 @@
 r"""The proximal map of ``γλ|·|`` on the feasible set, and the linear pieces that it is made of.
 
-For a point ``x`` and steps ``γ_i > 0``,
+For a point ``x`` and steps ``γ_i > 0``::
 
     prox(x) = argmin_{v ∈ C} Σ_i (v_i − x_i)² / (2γ_i) + λ_i |v_i|
             = S(x − γν),   S_i(z) = clamp(soft(z_i, γ_iλ_i), lower_i, upper_i),

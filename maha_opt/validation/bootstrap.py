@@ -42,8 +42,8 @@ def confidence(
         seed: Of the resamples.
 
     Returns:
-        For each group and column: ``by``, ``metric``, ``value``, ``low``, ``high`` and ``seeds``, the number of
-        seeds. With less than two there is no interval (NaN).
+        ``by``, ``metric``, ``value``, ``low``, ``high`` and ``seeds``, the number of seeds, for each group and column.
+        With less than two there is no interval (NaN).
 
     Raises:
         ValueError: If the statistic is unknown, or a column is missing.

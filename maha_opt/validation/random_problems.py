@@ -7,7 +7,7 @@ A problem is made backwards. Its matrix is ``M = S + c K`` with
 
 Then the weights are drawn (some free, the others held at a bound or at the kink of ``|·|``) and for each coordinate a
 distance ``δ_i`` from the nearest tie: of a free weight from where its piece ends, of a held one's force from where it
-would let go. The least is ``tie_distance``, exactly. With the forces ``f`` and a price ``ν`` of the sum,
+would let go. The least is ``tie_distance``, exactly. With the forces ``f`` and a price ``ν`` of the sum::
 
     q = −Mw − f − ν,   f_i = λ_i sign(w_i) where free, and δ_i beyond its threshold where held,
 
