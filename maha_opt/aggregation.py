@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maha_opt.aggregation_base import Aggregated, Aggregation, HeadOptions
-from maha_opt.problems import convex_from, convex_objective, nash_from, nash_objective
+from maha_opt.problems import consensus, convex_from, convex_objective, nash_from, nash_objective
 from maha_opt.scale_outputs import ScaleOutputs
 from maha_opt.sets import restrict
 from solvers import AffineVI
@@ -35,7 +35,8 @@ class ConvexAggregation(Aggregation):
         d_model: Number of channels.
         target: "linear": t is a learned linear map of the block's input, which `forward` then needs. "consensus": t is
             the mean of the scales, which is the published objective `Σ_l ‖y_l − Σ_k w_k y_k‖²`; over the simplex its
-            answer is the plain mean for any data.
+            answer is the plain mean for any data. "residual": t is that mean plus the linear map, which starts at zero,
+            so that training starts from the plain mean, where every scale gets a gradient.
         options: See `Aggregation`.
 
     Raises:
@@ -48,13 +49,21 @@ class ConvexAggregation(Aggregation):
         num_scales: int,
         d_model: int,
         *,
-        target: Literal["linear", "consensus"] = "linear",
+        target: Literal["linear", "residual", "consensus"] = "linear",
         **options: Unpack[HeadOptions],
     ) -> None:
         super().__init__(num_scales, d_model, **options)
-        if target not in ("linear", "consensus"):
-            raise ValueError(f"target must be 'linear' or 'consensus', but got {target!r}.")
-        self.target = nn.Linear(d_model, d_model) if target == "linear" else None
+        if target not in ("linear", "residual", "consensus"):
+            raise ValueError(f"target must be 'linear', 'residual' or 'consensus', but got {target!r}.")
+        self.residual = target == "residual"
+        self.target = None if target == "consensus" else nn.Linear(d_model, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the map of a residual target to zero; any other stays as it is."""
+        if self.residual and self.target is not None:
+            nn.init.zeros_(self.target.weight)
+            nn.init.zeros_(self.target.bias)
 
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if self.target is None:
@@ -62,12 +71,15 @@ class ConvexAggregation(Aggregation):
         return self._mapped(self.target, inputs, mask, shape)
 
     def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
-        goal = "consensus" if target is None else target
-        return convex_from(outputs, goal, feasible=self._set(outputs), **self._terms(outputs))
+        return convex_from(outputs, self._goal(outputs, target), feasible=self._set(outputs), **self._terms(outputs))
 
     def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
-        goal = "consensus" if target is None else target
-        return convex_objective(problem, outputs, goal, weights, ridge=self.ridge)
+        return convex_objective(problem, outputs, self._goal(outputs, target), weights, ridge=self.ridge)
+
+    def _goal(self, outputs: ScaleOutputs, target: Tensor | None) -> Tensor | str:
+        if target is None:
+            return "consensus"
+        return consensus(outputs) + target if self.residual else target
 
 
 class NashAggregation(Aggregation):

@@ -201,6 +201,14 @@ def nash_from(
         )
 
 
+def consensus(outputs: ScaleOutputs) -> Tensor:
+    """The target that `"consensus"` names: the mean of the scales that exist, (..., d), or (..., n, d) with tokens."""
+    Y, available, tokens = outputs
+    with full_precision(Y):
+        count = _count(Y, available)
+        return Y.sum(-2) / (count if tokens is None else count.unsqueeze(-1))
+
+
 def convex_objective(
     problem: AffineVI, outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float
 ) -> Tensor:

@@ -24,10 +24,10 @@ class FusionOptions(AggregationOptions, total=False):
     """Options of `maha_opt.ConvexAggregation`, `NashAggregation` and `GateAggregation`, which document them.
 
     Attributes:
-        target: "linear" or "consensus"; convex only.
+        target: "linear", "residual" or "consensus"; convex only.
     """
 
-    target: Literal["linear", "consensus"]
+    target: Literal["linear", "residual", "consensus"]
 
 
 class OptimizationDrivenAggregation(nn.Module):
