@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["Aggregated", "ConvexAggregation", "GateAggregation", "NashAggregation"]
 
 
+class ZeroLinear(nn.Linear):
+    """A linear map that starts at zero; a model that draws first weights leaves it there."""
+
+    def reset_parameters(self) -> None:
+        """Sets it to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class ConvexAggregation(Aggregation):
     """Weights that solve `min ½‖Σ_l w_l y_l − t‖²/d + Σ_l λ_l|w_l| + ½ρ‖w − w̄‖²` over the feasible set.
 
@@ -56,14 +66,8 @@ class ConvexAggregation(Aggregation):
         if target not in ("linear", "residual", "consensus"):
             raise ValueError(f"target must be 'linear', 'residual' or 'consensus', but got {target!r}.")
         self.residual = target == "residual"
-        self.target = None if target == "consensus" else nn.Linear(d_model, d_model)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Sets the map of a residual target to zero; any other stays as it is."""
-        if self.residual and self.target is not None:
-            nn.init.zeros_(self.target.weight)
-            nn.init.zeros_(self.target.bias)
+        linear = ZeroLinear if self.residual else nn.Linear
+        self.target = None if target == "consensus" else linear(d_model, d_model)
 
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if self.target is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maha_opt.aggregation import ConvexAggregation
+from maha_opt.aggregation import ZeroLinear
 from maha_opt.aggregation_base import fusions_of
 from models.aggregation import Strategy
 from models.block import BlockOptions, BlockState, MAHABlock
@@ -283,16 +283,13 @@ class MAHATransformer(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do; biases are 0. Others stay.
-
-    So does the map of a residual target, which starts at zero.
-    """
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+    """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do; biases are 0. Others stay."""
+    if isinstance(module, ZeroLinear):
+        module.reset_parameters()
+    elif isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=WEIGHT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-    if isinstance(module, ConvexAggregation):  # after its parts, as apply comes to it
-        module.reset_parameters()
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

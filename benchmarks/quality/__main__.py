@@ -24,7 +24,7 @@ def main(
         Path, typer.Option(help="Folder with books/ (a text file for each), movie_sentiment.tsv.xz, en_de_help.tsv.xz.")
     ],
     experiments: Annotated[str, typer.Option(help=f"Of {', '.join(EXPERIMENTS)}; with commas.")] = "tuning,books",
-    names: Annotated[str, typer.Option(help="Only these models, with commas; 'all' for every one.")] = "all",
+    names: Annotated[str, typer.Option(help="Only these models, with semicolons; 'all' for every one.")] = "all",
     seeds: Annotated[str, typer.Option(help="Only these seeds, with commas; 'all' for every one.")] = "all",
     threads: Annotated[int, typer.Option(min=1, help="Threads of this process.")] = 1,
     minutes: Annotated[float, typer.Option(help="Begin no cell after so many minutes.")] = 1e9,
@@ -47,7 +47,7 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     began = time.monotonic()
     wanted = cells_of(experiments.split(","))
-    wanted = [cell for cell in wanted if names == "all" or cell.name in names.split(",")]
+    wanted = [cell for cell in wanted if names == "all" or cell.name in names.split(";")]
     wanted = [cell for cell in wanted if seeds == "all" or str(cell.seed) in seeds.split(",")]
     for cell in wanted:
         with claimed(output, cell.key()) as mine:

@@ -124,7 +124,7 @@ def _ablations() -> list[Cell]:
         "weights of each head": {"granularity": "token_head"},
         "nash, weights of each head": FUSIONS["nash"] | {"granularity": "token_head"},
         "learned prices": {"prices": "learned"},
-        "target from zero, beside the mean": {"target": "residual"},
+        "target that starts at the mean": {"target": "residual"},
         "ridge 0.1": {"ridge": 0.1},
         "ridge 1": {"ridge": 1.0},
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
