@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from maha_opt.aggregation_base import fusions_of
 from models.generation import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Guesses", "bits_per_byte", "bleu_and_chrf", "guess", "scores", "solved_by", "translate"]
 
@@ -63,18 +65,19 @@ class Guesses:
 
 
 @torch.no_grad()
-def guess(model: PreTrainedModel, tokens: Tensor, batch: int = 8) -> Guesses:
+def guess(model: nn.Module, tokens: Tensor, batch: int = 8) -> Guesses:
     """Guesses every token of every row.
 
     Args:
-        model: A causal language model.
+        model: A causal language model that returns `logits`: one of `models` or of `transformers`.
         tokens: (rows, n) int64, n ≥ 2.
         batch: Rows at once.
     """
+    device = next(model.parameters()).device
     losses, best = [], []
     with evaluating(model):
         for rows in tokens.split(batch):
-            rows = rows.to(model.device)
+            rows = rows.to(device)
             logits = model(rows).logits[:, :-1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses.append(cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").double().cpu())
@@ -84,16 +87,20 @@ def guess(model: PreTrainedModel, tokens: Tensor, batch: int = 8) -> Guesses:
 
 @contextmanager
 def solved_by(model: nn.Module, solver: str, **options: object) -> Iterator[None]:
-    """Within it, every fusion of a model is solved by another solver; afterwards by its own again."""
+    """Within it, every fusion of a model is solved by another solver; afterwards by its own again.
+
+    Within it the gradient is "implicit", the one that every solver takes: a model that learned through unrolled steps
+    can be judged by an exact solver.
+    """
     fusions = fusions_of(model)
-    own = [(fusion.solver, fusion.solver_options) for fusion in fusions]
+    own = [(fusion.solver, fusion.gradient, fusion.solver_options) for fusion in fusions]
     try:
         for fusion in fusions:
-            fusion.solver, fusion.solver_options = solver, dict(options)
+            fusion.solver, fusion.gradient, fusion.solver_options = solver, "implicit", dict(options)
         yield
     finally:
-        for fusion, (name, before) in zip(fusions, own, strict=True):
-            fusion.solver, fusion.solver_options = name, before
+        for fusion, before in zip(fusions, own, strict=True):
+            fusion.solver, fusion.gradient, fusion.solver_options = before
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from maha_opt.aggregation_base import Aggregation
+from maha_opt.aggregation_base import Aggregation, fusions_of
+from models import CausalLanguageModel, MAHATransformer
 from models.training.evaluation import bleu_and_chrf, guess, scores, solved_by, translate
 from models.training.loading import load
 
@@ -31,6 +32,14 @@ def test_the_loss_of_every_token_is_its_surprise_and_their_mean_that_of_the_mode
     assert found.perplexity == pytest.approx(math.exp(found.loss))
     assert found.bits_per_byte(2.0) == pytest.approx(found.loss / math.log(2) / 2)
     assert torch.equal(found.best, output.logits[:, :-1].argmax(-1))
+
+
+def test_a_plain_torch_model_guesses_like_those_of_transformers(tokens):
+    model = CausalLanguageModel(MAHATransformer(259, 40, 16, 2, 1, 32, 2, causal=True, window=8))
+    found = guess(model, tokens, batch=2)
+    assert model.training
+    with torch.no_grad():
+        assert found.loss == pytest.approx(float(model.eval()(tokens, labels=tokens).loss), rel=1e-6)
 
 
 def test_positions_are_averaged_between_their_borders(model, tokens):
@@ -59,6 +68,18 @@ def test_a_model_has_its_own_solver_again_afterwards_also_where_something_fails(
         assert solvers() == [("projected_gradient", {"unroll": 3})]
         raise ZeroDivisionError
     assert solvers() == before
+
+
+def test_a_model_that_learned_through_unrolled_steps_can_be_judged_by_an_exact_solver(model, tokens):
+    exact = guess(model, tokens[:1])
+    own = [(fusion, fusion.solver, fusion.gradient, fusion.solver_options) for fusion in fusions_of(model)]
+    with solved_by(model, "projected_gradient", unroll=3):
+        for fusion, *_ in own:
+            fusion.gradient = "unrolled"
+        with solved_by(model, "pivot"):
+            assert torch.equal(guess(model, tokens[:1]).losses, exact.losses)
+        assert {fusion.gradient for fusion, *_ in own} == {"unrolled"}
+    assert own == [(fusion, fusion.solver, fusion.gradient, fusion.solver_options) for fusion in fusions_of(model)]
 
 
 def test_scores_do_not_depend_on_the_batches():
