@@ -11,8 +11,9 @@ which the model itself never does, so this is for passages of some hundreds of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,14 @@ from models.generation import evaluating
 from models.transformer import MAHATransformer
 from solvers import AffineVI
 
-__all__ = ["MAX_TOKENS", "BlockRecord", "attention_probabilities", "fusion_problems", "inspect_transformer"]
+__all__ = [
+    "MAX_TOKENS",
+    "BlockRecord",
+    "ablated",
+    "attention_probabilities",
+    "fusion_problems",
+    "inspect_transformer",
+]
 
 MAX_TOKENS = 4096
 """Above this, the dense maps of a single head would take more than 64 MiB."""
@@ -60,6 +68,34 @@ class BlockRecord:
     attention: tuple[Tensor, ...]
     strides: tuple[int, ...]
     query_resolution: Literal["coarse", "fine"]
+
+    def distances(self) -> tuple[Tensor, ...]:
+        """How far queries look: for each scale, (batch, heads, queries) in tokens, NaN where a query sees nothing.
+
+        It is the mean over the cells, by their probabilities, of the distance between the middle of a cell and the
+        query, which is a token or the middle of a cell itself.
+        """
+        return tuple(
+            _where_seen(y, (y * self._apart(y, stride)).sum(3))
+            for y, stride in zip(self.attention, self.strides, strict=True)
+        )
+
+    def entropies(self) -> tuple[Tensor, ...]:
+        """How widely queries look: for each scale, (batch, heads, queries) in bits, NaN where a query sees nothing.
+
+        It is the entropy of the probabilities of the cells; `2**entropy` says among how many cells a query as good as
+        spreads its attention evenly.
+        """
+        return tuple(_where_seen(y, -torch.xlogy(y, y).sum(3) / math.log(2)) for y in self.attention)
+
+    def _apart(self, y: Tensor, stride: int) -> Tensor:
+        """Tokens between the middles of queries and cells, (queries, cells)."""
+        own = 1 if self.query_resolution == "fine" else stride
+        queries, cells = (
+            torch.arange(count, dtype=y.dtype, device=y.device) * size + (size - 1) / 2
+            for count, size in zip(y.shape[2:], (own, stride), strict=True)
+        )
+        return (queries[:, None] - cells).abs()
 
 
 class _Fused(NamedTuple):
@@ -163,6 +199,73 @@ def attention_probabilities(
         # A softmax over nothing is NaN; those rows are cleared.
         maps.append(scores.masked_fill(~seen, -torch.inf).softmax(3).masked_fill(~seen, 0))
     return tuple(maps)
+
+
+@contextmanager
+def ablated(
+    transformer: MAHATransformer,
+    scale: int,
+    how: Literal["absent", "swapped"] = "absent",
+    blocks: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Within it, a scale of some blocks is missing, or talks of something else: what does the model need it for?
+
+    Args:
+        transformer: the model.
+        scale: which one, from 0, the finest.
+        how: "absent": fusions solve the problem in which the scale does not exist, but where a token has no other; the
+            gates of the next finer scale still hear it. "swapped": each passage of a batch gets what the scale says of
+            the next one, in full passes: as large and as varied as before, but about another text, for gates and
+            fusion alike.
+        blocks: in which blocks, from 0; None: in all.
+
+    Raises:
+        ValueError: there is no such scale, block or way; or, when the model runs, passages are to be swapped and there
+            is one only, or padding.
+    """
+    layers = list(transformer._blocks())
+    chosen = range(len(layers)) if blocks is None else sorted(set(blocks))
+    if not all(0 <= block < len(layers) for block in chosen):
+        raise ValueError(f"blocks must be from 0 to {len(layers) - 1}, but got {list(chosen)}.")
+    if not 0 <= scale < layers[0].attention.num_scales:
+        raise ValueError(f"scale must be from 0 to {layers[0].attention.num_scales - 1}, but got {scale}.")
+    if how not in ("absent", "swapped"):
+        raise ValueError(f'how must be "absent" or "swapped", but got {how!r}.')
+
+    def drop(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        del module
+        outputs, available, *rest = arguments
+        exist = outputs.new_ones(outputs.shape[:3], dtype=torch.bool) if available is None else available
+        others = exist.clone()
+        others[..., scale] = False
+        kept = torch.where(others.any(-1, keepdim=True), others, exist)
+        # The outputs of what was taken away are not zero.
+        return (outputs, kept, *rest), options | ({"cleared": False} if "cleared" in options else {})
+
+    def swap(attention: MultiscaleAttention) -> Callable[..., list[Tensor]]:
+        answers_of = attention.answers
+
+        def answers(x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+            if lengths is not None or len(x) < 2:
+                raise ValueError("x must hold at least two passages of one length to swap what a scale says of them.")
+            return [y.roll(1, 0) if index == scale else y for index, y in enumerate(answers_of(x))]
+
+        return answers
+
+    with ExitStack() as stack:
+        for block in (layers[index] for index in chosen):
+            if how == "swapped":
+                stack.callback(delattr, block.attention, "answers")
+                setattr(block.attention, "answers", swap(block.attention))  # noqa: B010 - over the method
+                continue
+            for module in (block.aggregation, block.aggregation.fusion):  # a pass calls the former, a step the latter
+                stack.callback(module.register_forward_pre_hook(drop, with_kwargs=True).remove)
+        yield
+
+
+def _where_seen(y: Tensor, values: Tensor) -> Tensor:
+    """Values of queries, with NaN where a query sees no cell, or does not exist."""
+    return values.masked_fill(~(y > 0).any(3), torch.nan)
 
 
 def _seen(

@@ -11,7 +11,7 @@ from torch import nn
 
 from maha_opt.aggregation_base import Aggregation
 from models import BlockRecord, HierarchicalDecomposition, MultiscaleAttention, inspect_transformer
-from models.inspection import MAX_TOKENS, attention_probabilities, fusion_problems
+from models.inspection import MAX_TOKENS, ablated, attention_probabilities, fusion_problems
 from models.text_problems import TrainedProblems
 from solvers import solve
 
@@ -190,6 +190,76 @@ def test_a_seed_chooses_passages_and_tokens_of_a_trained_model():
     assert not torch.equal(first.q, other.q)
     assert bool(solve(first).converged.all())
     assert source.about == "ConvexAggregation: 3 scales"
+
+
+@modes
+@pytest.mark.parametrize("variant", ["default", "fine queries"])
+def test_how_far_and_how_widely_queries_look(variant, causal):
+    x = ids(1, 30)
+    record = inspect_transformer(build(variant, causal=causal), x)[0]
+    fine = record.query_resolution == "fine"
+    for p, stride, far, wide in zip(
+        record.attention, record.strides, record.distances(), record.entropies(), strict=True
+    ):
+        for query, row in enumerate(p[0, 1].tolist()):
+            if not sum(row):
+                assert far[0, 1, query].isnan()
+                assert wide[0, 1, query].isnan()
+                continue
+            here = query if fine else query * stride + (stride - 1) / 2
+            apart = sum(q * abs(cell * stride + (stride - 1) / 2 - here) for cell, q in enumerate(row))
+            assert far[0, 1, query].item() == pytest.approx(apart, rel=1e-5, abs=1e-6)  # float32
+            bits = -sum(q * math.log2(q) for q in row if q)
+            assert wide[0, 1, query].item() == pytest.approx(bits, rel=1e-4, abs=1e-6)
+
+
+@modes
+@pytest.mark.parametrize("variant", ["default", "nash", "fine queries", "budget that learns"])
+def test_a_scale_that_is_absent_gets_no_weight_wherever_there_is_another(variant, causal):
+    model, x = build(variant, causal=causal), ids(2, 25)
+    own, before = inspect_transformer(model, x), model(x)[0]
+    with ablated(model, 1, blocks=[1]):
+        first, second = inspect_transformer(model, x)
+        assert torch.equal(first.weights.nan_to_num(), own[0].weights.nan_to_num())
+        assert not second.available[..., 1].any()
+        assert second.weights[..., 1].isnan().all()
+        changed = model(x)[0]
+    assert not torch.equal(changed, before)
+    with ablated(model, 0):
+        lone = ~own[0].available[0, :, 1:].any(1)
+        assert torch.equal(inspect_transformer(model, x)[0].available[0, :, 0], lone)
+        assert lone.tolist() == [causal and t == 0 for t in range(25)]  # cells of two tokens
+    assert torch.equal(model(x)[0], before)
+
+
+def test_steps_do_without_an_absent_scale_as_a_pass_does():
+    model, x = build("default").double(), ids(2, 20)
+    with ablated(model, 2):
+        whole = model(x)[0]
+        _, state = model.prefill(x[:, :19])
+        torch.testing.assert_close(model.step(x[:, 19], state), whole[:, 19], rtol=0, atol=1e-10)
+
+
+def test_a_swapped_scale_says_what_it_says_of_the_next_passage():
+    model, x = build("fine queries"), ids(3, 25)
+    same = x[:1].expand(3, -1)
+    before, alike = model(x)[0], model(same)[0]
+    with ablated(model, 2, "swapped"):
+        assert torch.equal(model(same)[0], alike)  # passages that are the same have nothing to swap
+        changed = model(x)[0]
+        with pytest.raises(ValueError, match="at least two passages"):
+            model(x[:1])
+    assert torch.equal(changed[:, :2], before[:, :2])  # before there is a coarse cell
+    assert not torch.isclose(changed[:, 4:], before[:, 4:]).all(2).any()
+    assert torch.equal(model(x)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"), [((3,), "scale must"), ((0, "absent", [2]), "blocks must"), ((0, "gone"), "how must")]
+)
+def test_what_cannot_be_ablated_is_refused_in_words(arguments, word):
+    with pytest.raises(ValueError, match=word), ablated(build(), *arguments):
+        pass
 
 
 def test_the_model_is_left_as_it_was():
