@@ -46,6 +46,32 @@ def test_consensus_gives_the_plain_mean_for_any_data(granularity):
     assert_close(output, 1e3 * Y.mean(2), rtol=1e-4, atol=1e-2)
 
 
+@EVERY_GRANULARITY
+@pytest.mark.parametrize("normalise", [False, True])
+def test_a_residual_target_starts_with_the_plain_mean_and_learns_from_there(granularity, normalise):
+    fuse = layer(granularity=granularity, target="residual", normalise=normalise).double()
+    Y, available, inputs = data(dtype=torch.float64)
+    fuse_mean = layer(granularity=granularity, target="consensus", normalise=normalise).double()
+    output, _ = fuse(Y, available, inputs)
+    assert_close(output, fuse_mean(Y, available).output)  # two ways to sum up the same scores
+    (output * torch.randn(output.shape, dtype=torch.float64)).sum().backward()
+    assert bool(fuse.target.weight.grad.abs().max() > 1e-3)
+
+
+@EVERY_GRANULARITY
+def test_a_residual_target_is_the_mean_of_the_scales_that_exist_and_a_map_of_the_input(granularity):
+    fuse = layer(granularity=granularity, target="residual").double()
+    nn.init.normal_(fuse.target.weight)
+    Y, _, inputs = data(dtype=torch.float64)
+    available = torch.tensor([True, False, True]).expand(Y.shape[:3])
+    plain = layer(granularity=granularity, target="linear").double()
+    plain.target = nn.Identity()
+    beside = Y[:, :, [0, 2]].mean(2) + fuse.target(inputs)
+    assert_close(fuse(Y, available, inputs).output, plain(Y, available, beside).output)
+    _, objective = fuse.with_objective(Y, available, inputs)
+    assert_close(objective, plain.with_objective(Y, available, beside)[1])
+
+
 @FOR_TOKENS
 def test_a_gate_is_the_softmax_of_scores_of_the_input_and_solved_exactly_their_projection(granularity):
     Y, available, inputs = data()

@@ -29,6 +29,7 @@ VARIANTS = {
     "one scale": {"num_scales": 1},
     "sparse gate per head": {"aggregation_strategy": "gate", "solver": "pivot", "granularity": "token_head"},
     "budget that learns": {
+        "target": "residual",
         "feasible": "budget",
         "feasible_options": {"total": 0.8, "learn_total": True},
         "prices": "learned",
