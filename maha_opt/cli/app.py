@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,6 +48,11 @@ def main(
             from maha_opt.plugins import load
 
             load(name)
+
+
+def chosen(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command by their names, from its `locals()` before it has others; of a choice the word."""
+    return {name: value.value if isinstance(value, Enum) else value for name, value in arguments.items()}
 
 
 @contextmanager

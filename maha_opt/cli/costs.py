@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maha_opt.cli.app import app, words_for_errors
+from maha_opt.cli.app import app, chosen, words_for_errors
 
 
 class Queries(str, Enum):
@@ -51,21 +51,9 @@ def flops(
     Counts by torch's counter on the meta device, where nothing is computed, next to a formula for each; for one layer
     and for a transformer of 7 billion parameters. Prints tables, and writes them as CSV and JSON if you name a folder.
     """
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors):
         from maha_opt.commands.flops import Request, run
 
-        request = Request(
-            lengths=lengths,
-            d_model=d_model,
-            heads=heads,
-            scales=scales,
-            ratio=ratio,
-            window=window,
-            coarsest_window=coarsest_window,
-            queries=queries.value,
-            projections=projections.value,
-            causal=causal,
-            output=output,
-        )
-        raise typer.Exit(run(request, console, errors))
+        raise typer.Exit(run(Request(**options), console, errors))

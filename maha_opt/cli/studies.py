@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maha_opt.cli.app import app, words_for_errors
+from maha_opt.cli.app import app, chosen, words_for_errors
+from maha_opt.interrupts import prompt_interrupts
 
 PROBLEMS = "Problems"
 
@@ -96,32 +97,12 @@ def compare(
     Nash game at every token; all solvers get the same ones. Prints a table, and writes results.csv, results.json and
     the picture accuracy.png to a folder. Ctrl-C keeps what is there so far.
     """
-    from maha_opt.interrupts import prompt_interrupts
-
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors), prompt_interrupts():
         from maha_opt.commands.compare import Request, run
 
-        request = Request(
-            text=text,
-            model=model,
-            solvers=solvers,
-            seeds=seeds,
-            scales=scales,
-            problems=problems,
-            reference=reference,
-            unroll=unroll,
-            max_iter=max_iter,
-            convex_set=convex_set.value,
-            nash_set=nash_set.value,
-            ridge=ridge,
-            price=price,
-            device=device,
-            dtype=dtype.value,
-            threads=threads,
-            output=output,
-        )
-        raise typer.Exit(run(request, console, errors))
+        raise typer.Exit(run(Request(**options), console, errors))
 
 
 @app.command()
@@ -165,25 +146,12 @@ def convergence(
     On random problems of a named difficulty and on those of a text. Prints a table, and writes errors.parquet,
     rates.parquet, convergence.json and the picture convergence.png to a folder.
     """
-    from maha_opt.interrupts import prompt_interrupts
-
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="study"), prompt_interrupts():
         from maha_opt.commands.convergence import Request, run
 
-        request = Request(
-            seeds=seeds,
-            solvers=solvers,
-            iterations=iterations,
-            scales=scales,
-            text=text,
-            model=model,
-            condition=condition,
-            coupling=coupling,
-            feasible=feasible,
-            output=output,
-        )
-        raise typer.Exit(run(request, console, errors))
+        raise typer.Exit(run(Request(**options), console, errors))
 
 
 @app.command()
@@ -237,31 +205,12 @@ def sweep(
     cell, written down as soon as it is finished. The same command with the same --output goes on after whatever ended
     it. Writes results.parquet, sweep.json and cells/ to the folder.
     """
-    from maha_opt.interrupts import prompt_interrupts
-
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="sweep"), prompt_interrupts():
         from maha_opt.commands.sweep import Request, run
 
-        request = Request(
-            solvers=solvers,
-            gradients=gradients,
-            seeds=seeds,
-            scales=scales,
-            condition=condition,
-            coupling=coupling,
-            tie_distance=tie_distance,
-            feasible=feasible,
-            price=price,
-            problems=problems,
-            reference=reference,
-            steps=steps,
-            max_iter=max_iter,
-            engine=engine,
-            jobs=jobs,
-            output=output,
-        )
-        raise typer.Exit(run(request, console, errors))
+        raise typer.Exit(run(Request(**options), console, errors))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maha_opt.cli.app import app, words_for_errors
+from maha_opt.cli.app import app, chosen, words_for_errors
 
 
 class TaskName(str, Enum):
@@ -269,22 +269,13 @@ def evaluate(
 
     Perplexity and bits per byte of a language model, accuracy of a classifier, BLEU and chrF of a translator.
     """
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="train"):
         from maha_opt.commands.evaluate import Request
         from maha_opt.commands.evaluate import run as work
 
-        request = Request(
-            run=run,
-            texts=tuple(text or ()),
-            solvers=tuple(solver or ()),
-            rows=rows,
-            context=context,
-            beams=beams,
-            device=device,
-            output=output,
-        )
-        raise typer.Exit(work(request, console, errors))
+        raise typer.Exit(work(Request(**options), console, errors))
 
 
 @app.command()
@@ -302,25 +293,13 @@ def generate(
     device: Annotated[str, typer.Option(help="Where to compute, such as cpu or cuda.")] = "cpu",
 ) -> None:
     """Continue a prompt with a trained language model, or translate it."""
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="train"):
         from maha_opt.commands.generate import Request
         from maha_opt.commands.generate import run as work
 
-        request = Request(
-            run=run,
-            prompt=prompt,
-            tokens=tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            beams=beams,
-            count=count,
-            seed=seed,
-            solver=solver,
-            device=device,
-        )
-        raise typer.Exit(work(request, console, errors))
+        raise typer.Exit(work(Request(**options), console, errors))
 
 
 @app.command()
@@ -353,19 +332,10 @@ def inspect(
     Prints how much each scale is used, and writes the weights of all tokens to weights.csv and the pictures
     weights.png, scales.png and attention.png.
     """
+    options = chosen(locals())
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="hf"):
         from maha_opt.commands.inspect import Request
         from maha_opt.commands.inspect import run as look
 
-        request = Request(
-            run=run,
-            text=text,
-            passage=passage,
-            start=start,
-            length=length,
-            solver=solver,
-            block=block,
-            output=output,
-        )
-        raise typer.Exit(look(request, console, errors))
+        raise typer.Exit(look(Request(**options), console, errors))

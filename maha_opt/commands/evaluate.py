@@ -39,8 +39,8 @@ class Request:
     """The options of the command, as ``maha-opt evaluate --help`` describes them."""
 
     run: Path
-    texts: tuple[Path, ...]
-    solvers: tuple[str, ...]
+    text: list[Path] | None
+    solver: list[str] | None
     rows: int
     context: int | None
     beams: int
@@ -77,7 +77,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     loaded = load(request.run, request.device)
-    contenders = [Contender.parse(word) for word in request.solvers]
+    contenders = [Contender.parse(word) for word in request.solver or ()]
     fusions = fusions_of(loaded.model)
     if contenders and not fusions:
         raise ValueError(f"{request.run} holds a model without a fusion: there is nothing for --solver to solve.")
@@ -117,8 +117,9 @@ def _judge(request: Request, loaded: Loaded) -> tuple[str, Callable[[str], Outco
         return _language(request, loaded, settings)
     if name.endswith("ForMaskedLM"):
         return _masked(request, loaded, settings)
-    if request.texts:
-        settings = replace(settings, texts=tuple(map(str, request.texts)), validation=tuple(map(str, request.texts)))
+    if request.text:
+        texts = tuple(map(str, request.text))
+        settings = replace(settings, texts=texts, validation=texts)
     if not settings.texts:
         raise ValueError("--text must name a table: the model does not say what it was trained on.")
     return (_classify if name.endswith("Classification") else _translate)(request, loaded, settings)
@@ -130,7 +131,7 @@ def _longest(loaded: Loaded) -> int:
 
 def _blocks(request: Request, loaded: Loaded, settings: Settings) -> TokenBlocks:
     """Rows of the text that is named, or of what the run held out."""
-    own = [read_text(file) for file in text_files(request.texts)]
+    own = [read_text(file) for file in text_files(request.text or [])]
     blocks = TokenBlocks(loaded.tokenizer, own or read_texts(settings).validation, settings.context)
     blocks.tokens = blocks.spread(request.rows)
     return blocks
