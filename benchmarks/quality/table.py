@@ -96,7 +96,7 @@ def books(groups: Groups) -> str:
                 "bits per byte": spread(own["test"] for own in group),
                 "at 16–64": spread(own["test_by_position"][1] for own in group),
                 "at 512–1,024": spread(own["test_by_position"][-1] for own in group),
-                "against convex": against(group, groups.get("convex", [])),
+                "against the mean": against(group, groups.get("mean", [])),
                 "seeds": len(group),
                 "parameters": f"{group[0]['parameters']:,}",
                 "learning rate": f"{group[0]['rate']:g}",
@@ -223,7 +223,8 @@ def draw(records: list[Record], path: Path) -> None:
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     learning, positions = figure.subplots(1, 2)
-    for place, (name, group) in enumerate(by_name(current(records), "books").items()):
+    groups = by_name(current(records), "books")
+    for place, (name, group) in enumerate(groups.items()):
         style = {"color": f"C{place}", "label": CALLED[name], "linestyle": "-" if place < 5 else "--"}
         curves = [[(step, loss) for step, loss, _ in own["curve"] if loss is not None] for own in group]
         steps, losses = np.array(curves).mean(0).T
@@ -235,6 +236,8 @@ def draw(records: list[Record], path: Path) -> None:
     learning.set_title("Learning")
     positions.set(xscale="log", xlabel="position in the context (bytes)", ylabel="bits per byte, test book")
     positions.set_title("What the far field is worth")
+    lowest = min(own["test"] for group in groups.values() for own in group)
+    positions.set_ylim(lowest - 0.1, lowest + 0.7)  # what is further above is not worth the others' resolution
     for axis in (learning, positions):
         axis.grid(True, color="0.9", linewidth=0.8)
     figure.legend(*learning.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
