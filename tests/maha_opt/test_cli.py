@@ -226,8 +226,16 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     assert not (tmp_path / "accuracy.png").exists()
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that are started take SIGINT, also where a shell runs the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_in_the_middle_of_a_real_run(tmp_path):
+def test_ctrl_c_in_the_middle_of_a_real_run(tmp_path, interruptible):
     folder = tmp_path / "run"
     command = [
         sys.executable,
@@ -263,7 +271,7 @@ def read_rows(folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the C library")
-def test_an_interrupt_arrives_although_a_library_has_taken_the_signal(tmp_path):
+def test_an_interrupt_arrives_although_a_library_has_taken_the_signal(tmp_path, interruptible):
     code = """
 import ctypes, os, signal, time
 from maha_opt.interrupts import prompt_interrupts
