@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from conftest import SMALL_COMMAND
+from small import SMALL_COMMAND
 from typer.testing import CliRunner
 
 from maha_opt import cli

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL
+from small import SMALL
 from transformers import AutoModelForCausalLM
 
 from models.rotary import rotate

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL_COMMAND, settings
 from safetensors.torch import load_file
+from small import SMALL_COMMAND, settings
 
 from models.training.checkpoints import CheckpointError, checkpoints, last_whole_checkpoint
 from models.training.curves import CURVE_FILE
@@ -49,7 +49,7 @@ def test_a_run_learns_and_leaves_a_model_a_tokenizer_and_a_curve(finished):
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(finished, tmp_path):
     folder = tmp_path / "run"
     code = (
-        "import sys; sys.path.insert(0, 'tests/training'); from conftest import settings; from pathlib import Path; "
+        "import sys; sys.path.insert(0, 'tests/training'); from small import settings; from pathlib import Path; "
         f"from models.training.runs import train; train(settings(), Path({str(folder)!r}))"
     )
     running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
