@@ -130,9 +130,9 @@ def _ablations() -> list[Cell]:
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
         "free weights": {"feasible": "free"},
         "nash on the simplex": FUSIONS["nash"] | {"feasible": "simplex"},
-        "gate": {"aggregation_strategy": "gate"},
-        "gate, weights of each head": {"aggregation_strategy": "gate", "granularity": "token_head"},
-        "sparse gate": {"aggregation_strategy": "gate", "solver": "pivot"},
+        "gate": FUSIONS["gate"],
+        "gate, weights of each head": FUSIONS["gate"] | {"granularity": "token_head"},
+        "sparse gate": FUSIONS["gate"] | {"solver": "pivot"},
     }
     return _changed("ablations", ways)
 
