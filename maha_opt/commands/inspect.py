@@ -85,7 +85,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     if request.solver is not None:
         contender = Contender.parse(request.solver)
         options: dict[str, Any] = dict(contender.options)
-        transformer.set_solver(contender.solver, **options)
+        transformer.set_solver(contender.solver, "implicit", **options)  # which every solver takes
     ids = passage_ids(request, tokenizer, transformer)
     blocks = parse_blocks(request.block, len(transformer.layers))
     records = inspect_transformer(transformer, ids[None])

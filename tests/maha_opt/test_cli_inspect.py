@@ -171,6 +171,14 @@ def test_the_newest_checkpoint_of_a_run_is_taken(saved, tmp_path):
     assert (tmp_path / "inspect" / "weights.png").exists()
 
 
+def test_a_model_that_learned_through_unrolled_steps_is_inspected_with_an_exact_solver(tmp_path):
+    unrolled = {"solver": "projected_gradient", "gradient": "unrolled", "solver_options": {"unroll": 3}}
+    save(tmp_path / "model", **unrolled)
+    result = invoke(tmp_path / "model", "--passage", PASSAGE, "--solver", "pivot")
+    assert result.exit_code == 0, result.output
+    assert "ConvexAggregation by pivot" in said(result)
+
+
 def test_without_matplotlib_only_the_pictures_are_missing(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "maha_opt.plots", None)
     result = invoke(saved[1], "--passage", PASSAGE, "--output", tmp_path)
