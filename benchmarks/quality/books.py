@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.quality.experiments import BATCH, CONTEXT, D_FF, FUSIONS, LEVELS, SCALES, SIZES, UNSAVED, WINDOW, Cell
+from benchmarks.quality.experiments import CONTEXT, D_FF, LEVELS, SIZES, UNSAVED, WINDOW, Cell
 from benchmarks.quality.results import curve_of
+from benchmarks.quality.sizes import as_large_as_convex
 from maha_opt.text import novel, read_text
 from models.training.evaluation import bits_per_byte, guess, solved_by
-from models.training.presets import make_config
 from models.training.runs import train
 from models.training.settings import Settings
 from models.training.texts import text_files
@@ -66,7 +65,7 @@ def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -
     record: dict[str, Any] = {
         "parameters": done.parameters,
         "d_ff": settings.options["d_ff"],
-        "tokens": settings.steps * BATCH * CONTEXT,
+        "tokens": settings.steps * settings.batch * CONTEXT,
         "seconds": seconds,
         "curve": curve_of(done.history),
         "validation": bits_per_byte(done.metrics["eval_loss"]),
@@ -92,44 +91,26 @@ def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -
 
 def settings_of(cell: Cell, books: Path, rate: float) -> Settings:
     """The run of a cell, as wide as makes its parameters as many as those of the convex model."""
-    options = cell.options | {"d_ff": D_FF}
     settings = Settings(
         model=cell.model,
-        options=options,
+        options=cell.options,
         context=CONTEXT,
         window=WINDOW,
         levels=LEVELS,
         texts=tuple(map(str, files(books, "train"))),
         validation=tuple(map(str, files(books, "validation"))),
         steps=cell.steps,
-        batch=BATCH,
+        batch=cell.batch,
         learning_rate=rate,
-        evaluate_every=cell.steps // 4,
+        evaluate_every=cell.steps // 2,
         save_every=cell.steps // 10 * 10,
         log_every=5,
         most_blocks=JUDGED,
         seed=cell.seed,
         **UNSAVED,
     )
-    convex = replace(settings, model="maha", options=SIZES | SCALES | FUSIONS["convex"] | {"d_ff": D_FF})
-    wanted, own = parameters(convex), parameters(settings)
-    step = parameters(replace(settings, options=options | {"d_ff": D_FF + 1})) - own
-    d_ff = D_FF + round((wanted - own) / step)
-    return replace(settings, options=options | {"d_ff": d_ff})
-
-
-def parameters(settings: Settings) -> int:
-    """How many parameters the model of a run has, without making it."""
-    config = make_config(
-        settings.model,
-        context=settings.context,
-        window=settings.window,
-        levels=settings.levels,
-        vocab_size=len(make_tokenizer()),
-        **settings.options,
-    )
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+    make = AutoModelForCausalLM.from_config
+    return as_large_as_convex(settings, SIZES, D_FF, make, len(make_tokenizer()))
 
 
 def blocks(book: bytes) -> Tensor:

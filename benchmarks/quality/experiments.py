@@ -9,6 +9,8 @@ from typing import Any
 __all__ = ["EXPERIMENTS", "FUSIONS", "Cell", "cells_of"]
 
 SIZES: dict[str, Any] = {"d_model": 128, "num_heads": 4, "num_layers": 2, "dropout": 0.0}
+RECALL_SIZES: dict[str, Any] = {"d_model": 64, "num_heads": 2, "num_layers": 2, "dropout": 0.0}
+ENCODER_SIZES = SIZES | {"dropout": 0.2}
 SCALES: dict[str, Any] = {
     "num_scales": 3,
     "compression_ratio": 4,
@@ -33,8 +35,11 @@ CONTEXT, WINDOW, LEVELS = 1024, 64, 2
 D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
-LONG, SHORT = 500, 200
-"""Steps of a run; and of one that tries a learning rate, or a change with all else equal, the seed included."""
+LONG, SHORT, CHANGED = 500, 200, 600
+"""Steps on books: of a contender, of one that tries its learning rate, and of a change with all else equal."""
+
+BATCH, CHANGED_BATCH = 4, 1
+"""Rows of a step: of contenders; and of changes, since of as many bytes more is learned in more steps of fewer rows."""
 
 UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "report_to": "none"}}
 """Of the settings of every run: only its results are kept."""
@@ -42,7 +47,6 @@ UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "
 EXACT, UNCHANGED = "exact (pivot)", "nothing"
 """What the changes are held against."""
 
-BATCH = 4
 SEEDS = (0, 1, 2)
 RATES = (1.5e-3, 3e-3)
 
@@ -57,6 +61,7 @@ class Cell:
         model: One of `models.training.presets.MODELS`.
         options: Of the model.
         steps: Of training.
+        batch: Rows of a step.
         rate: Learning rate; None: the one that was best for `name` in the experiment "tuning".
         seed: Of weights and data.
     """
@@ -66,6 +71,7 @@ class Cell:
     model: str
     options: dict[str, Any] = field(default_factory=dict)
     steps: int = LONG
+    batch: int = BATCH
     rate: float | None = None
     seed: int = 0
 
@@ -98,7 +104,7 @@ def _books() -> list[Cell]:
 def _unrolled() -> list[Cell]:
     """The convex fusion, trained through so many steps of an approximation in place of the exact answer."""
     ways: dict[str, dict[str, Any]] = {EXACT: {}}
-    for solver, counts in (("projected_gradient", (1, 3, 10, 30)), ("mirror_descent", (3, 10))):
+    for solver, counts in (("projected_gradient", (1, 3, 10, 30)), ("mirror_descent", (10,))):
         for steps in counts:
             way = {"solver": solver, "gradient": "unrolled", "solver_options": {"unroll": steps}}
             ways[f"{solver}, {steps} steps"] = way
@@ -107,80 +113,74 @@ def _unrolled() -> list[Cell]:
 
 
 def _ablations() -> list[Cell]:
-    """The convex fusion with something left out or changed."""
+    """The convex fusion with something left out or changed: first what the paper has, then our own questions."""
     own_size = {"normalise": False}
-    ways: dict[str, dict[str, Any]] = {UNCHANGED: {}}
-    ways |= {f"{L} scales of ratio 2": {"num_scales": L, "compression_ratio": 2} for L in range(2, 7)}
-    ways |= {
+    published: dict[str, dict[str, Any]] = {UNCHANGED: {}}
+    published |= {f"{L} scales of ratio 2": {"num_scales": L, "compression_ratio": 2} for L in range(2, 7)}
+    published |= {
         "pooling": {"decomposition": "pool"},
         "without gating": {"gating": False},
         "without dilated convolution": {"conv_kernel": 0},
-        "coarse queries": {"query_resolution": "coarse"},
-        "projections of each scale": {"projections": "scale"},
-        "mean of the scales": FUSIONS["mean"],
         "nash": FUSIONS["nash"],
-        "scales of their own size in the problem": own_size,
-        "nash, scales of their own size": FUSIONS["nash"] | own_size,
-        "weights of each head": {"granularity": "token_head"},
-        "nash, weights of each head": FUSIONS["nash"] | {"granularity": "token_head"},
-        "learned prices": {"prices": "learned"},
+        "mean of the scales": FUSIONS["mean"],
+    }
+    further: dict[str, dict[str, Any]] = {
         "target that starts at the mean": {"target": "residual"},
-        "ridge 0.1": {"ridge": 0.1},
         "ridge 1": {"ridge": 1.0},
+        "weights of each head": {"granularity": "token_head"},
+        "scales of their own size in the problem": own_size,
+        "learned prices": {"prices": "learned"},
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
         "free weights": {"feasible": "free"},
-        "nash on the simplex": FUSIONS["nash"] | {"feasible": "simplex"},
         "gate": FUSIONS["gate"],
-        "gate, weights of each head": FUSIONS["gate"] | {"granularity": "token_head"},
         "sparse gate": FUSIONS["gate"] | {"solver": "pivot"},
+        "gate, weights of each head": FUSIONS["gate"] | {"granularity": "token_head"},
+        "nash, scales of their own size": FUSIONS["nash"] | own_size,
+        "nash, weights of each head": FUSIONS["nash"] | {"granularity": "token_head"},
+        "nash on the simplex": FUSIONS["nash"] | {"feasible": "simplex"},
+        "coarse queries": {"query_resolution": "coarse"},
+        "projections of each scale": {"projections": "scale"},
     }
-    return _changed("ablations", ways)
+    return _changed("ablations", published) + _changed("ablations", further)
 
 
 def _changed(experiment: str, ways: dict[str, dict[str, Any]]) -> list[Cell]:
     """The convex model with other options, at one learning rate."""
     base = SIZES | SCALES | FUSIONS["convex"]
     return [
-        Cell(experiment, name, "maha", base | way, steps=SHORT, rate=2e-3, seed=seed)
+        Cell(experiment, name, "maha", base | way, steps=CHANGED, batch=CHANGED_BATCH, rate=2e-3, seed=seed)
         for seed in SEEDS
         for name, way in ways.items()
     ]
 
 
 def _sentiment() -> list[Cell]:
-    return _encoders("sentiment", ("convex", "nash", "mean", "softmax", "gate", "plain"), steps=600)
+    return _encoders("sentiment", ("convex", "nash", "mean", "softmax", "gate", "plain"), steps=500, batch=32)
 
 
 def _translation() -> list[Cell]:
-    return _encoders("translation", ("convex", "plain"), steps=3000)
+    return _encoders("translation", ("convex", "plain", "nash", "mean"), steps=1500, batch=16)
 
 
-def _encoders(experiment: str, names: Sequence[str], steps: int) -> list[Cell]:
-    """Models whose tokens see both sides, and the plain transformer of the same width."""
+def _encoders(experiment: str, names: Sequence[str], steps: int, batch: int) -> list[Cell]:
+    """Models whose tokens see both sides, and the plain transformer."""
     contenders = _contenders()
     return [
-        Cell(experiment, name, *contenders[name], steps=steps, rate=1e-3, seed=seed) for seed in SEEDS for name in names
+        Cell(experiment, name, model, options | ENCODER_SIZES, steps=steps, batch=batch, rate=1e-3, seed=seed)
+        for seed in SEEDS
+        for name in names
+        for model, options in (contenders[name],)
     ]
 
 
 def _recall() -> list[Cell]:
-    """Does what was seen far back reach a token? A step has as many tokens at every length."""
-    small = {"d_model": 64, "num_heads": 2, "num_layers": 2, "dropout": 0.0}
-    models = {name: ("maha", small | SCALES | fusion) for name, fusion in FUSIONS.items()}
-    models |= {name: (name, small) for name in ("window-conv", "window", "plain")}
+    """Does what was seen far back reach a token? Steps and rows are those of the shortest length."""
+    models = {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
+    models |= {name: (name, RECALL_SIZES) for name in ("window-conv", "window", "plain")}
     return [
-        Cell(
-            "recall",
-            f"{name}, {task}, {length}",
-            model,
-            options | {"task": task, "length": length, "size": size},
-            steps=600,
-            rate=3e-3,
-            seed=seed,
-        )
+        Cell("recall", f"{name}, {task}", model, options | {"task": task}, steps=800, batch=16, rate=3e-3, seed=seed)
         for seed in SEEDS
-        for length in (1024, 256, 4096)
-        for task, size in (("recall", min(length // 16, 128)), ("copy", 16))
+        for task in ("recall", "copy")
         for name, (model, options) in models.items()
     ]
 

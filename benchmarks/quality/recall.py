@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from benchmarks.quality.experiments import D_FF, UNSAVED, Cell
+from benchmarks.quality.experiments import D_FF, RECALL_SIZES, UNSAVED, Cell
 from benchmarks.quality.results import curve_of
+from benchmarks.quality.sizes import as_large_as_convex
 from models.heads import IGNORED
 from models.huggingface import MAHAForCausalLM
+from models.training.evaluation import guess
 from models.training.runs import train
 from models.training.settings import Settings
 from models.training.tasks import Rows, Task
 
-__all__ = ["DISTANCES", "associative_recall", "distances", "run_recall", "selective_copy"]
+__all__ = ["DISTANCES", "STAGES", "Memory", "associative_recall", "run_recall", "selective_copy"]
 
 VOCABULARY = 512
-TESTED, STEP_TOKENS, WINDOW = 64, 8192, 64
-"""Rows that are judged by; tokens of a step, whatever the length of a row; cells that each scale sees."""
+STAGES = {256: 1.0, 1024: 0.25, 4096: 0.25}
+"""Tokens of a row, and steps at this length as a share of those at the first."""
+
+TOKENS_PER_PAIR, KEPT = 32, 4
+"""Tokens of a row for each pair that is to be recalled; tokens that are to be copied, at any length."""
+
+TESTED, WINDOW = 64, 64
+"""Rows that are judged by; cells that each scale sees."""
 
 DISTANCES = (0, 64, 256, 1024, 4096)
 """Between which the accuracy of recall is averaged: the finest scale sees 64 tokens, the next, at ratio 4, 256."""
 
 
-def associative_recall(rows: int, length: int, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Memory:
+    """Rows of tokens, some of which follow from what was seen before.
+
+    Attributes:
+        tokens: (rows, length) int64.
+        labels: The same; the token itself where it is to be guessed, -100 elsewhere.
+        ago: (rows, length) int64, how many tokens before one that is to be guessed what it follows from was seen last.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    ago: Tensor
+
+    def rows(self) -> Rows:
+        """They, as a trainer takes them."""
+        return Rows([{"input_ids": t, "labels": own} for t, own in zip(self.tokens, self.labels, strict=True)])
+
+
+def associative_recall(rows: int, length: int, pairs: int, generator: torch.Generator) -> Memory:
     """Multi-query associative recall (Arora et al. 2023), asked to the end: pairs of a key and its value, then keys.
 
         k₁ v₁ k₂ v₂ … k_P v_P   k_a v_a k_b v_b …
 
     Keys are of the lower half of the vocabulary, values of the upper. After the pairs keys come at random, each
     followed by its value, which is to be guessed. It stands next to the key wherever that was seen before, so the
-    distance to the nearest of these places (`distances`) says how far a model has to look.
-
-    Returns:
-        Tokens and labels, (rows, length) int64; a label is the token itself where it is to be guessed, -100 elsewhere.
+    distance to the nearest of these places says how far a model has to look.
 
     Raises:
         ValueError: `length` is odd, or leaves no room for a question; or there are not so many keys.
@@ -56,15 +82,11 @@ def associative_recall(rows: int, length: int, pairs: int, generator: torch.Gene
     tokens = torch.stack((keys.gather(1, asked), values.gather(1, asked)), 2).flatten(1)
     labels = torch.full_like(tokens, IGNORED)
     labels[:, 2 * pairs + 1 :: 2] = tokens[:, 2 * pairs + 1 :: 2]
-    return tokens, labels
+    return Memory(tokens, labels, _since_the_key(tokens))
 
 
-def distances(tokens: Tensor) -> Tensor:
-    """How many tokens ago the key before each value was seen last, (rows, length) int64; 0 where it was not.
-
-    Args:
-        tokens: as `associative_recall` makes them.
-    """
+def _since_the_key(tokens: Tensor) -> Tensor:
+    """How many tokens ago the key before each value was seen last, (rows, length) int64; 0 where it was not."""
     keys = tokens[:, ::2]
     order = keys.argsort(dim=1, stable=True)  # a key's places one after the other
     same = keys.gather(1, order).diff(dim=1) == 0
@@ -73,13 +95,13 @@ def distances(tokens: Tensor) -> Tensor:
     return torch.stack((torch.zeros_like(ago), ago), 2).flatten(1)
 
 
-def selective_copy(rows: int, length: int, kept: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def selective_copy(rows: int, length: int, kept: int, generator: torch.Generator) -> Memory:
     """Selective copying (Gu and Dao 2023): some tokens among noise, to be said again in their order at the end.
 
     Noise is token 0; token 1 stands before the copy.
 
-    Returns:
-        As `associative_recall`.
+    Raises:
+        ValueError: `length` leaves no room for them.
     """
     if length < 3 * kept + 1:
         raise ValueError(f"length must be at least 3·kept + 1 = {3 * kept + 1}, but got {length}.")
@@ -89,52 +111,59 @@ def selective_copy(rows: int, length: int, kept: int, generator: torch.Generator
     tokens[:, -kept - 1], tokens[:, -kept:] = 1, values
     labels = torch.full_like(tokens, IGNORED)
     labels[:, -kept:] = values
-    return tokens, labels
+    ago = torch.zeros_like(tokens)
+    ago[:, -kept:] = torch.arange(length - kept, length) - places
+    return Memory(tokens, labels, ago)
 
 
 def run_recall(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """The share of the tokens that were to be remembered and were guessed."""
+    """The share of the tokens that were to be remembered and were guessed, at every length.
+
+    A model learns the task in short rows first, goes on in longer ones, and is judged after each length: in long rows
+    alone nothing is learned in so few steps, by no model.
+    """
     del data
-    options = dict(cell.options)
-    kind, length, size = options.pop("task"), options.pop("length"), options.pop("size")
-    make = {"recall": associative_recall, "copy": selective_copy}[kind]
     generator = torch.Generator().manual_seed(cell.seed)
-    batch = STEP_TOKENS // length
-    test_tokens, test_labels = make(TESTED, length, size, generator)
-    tokens, labels = make(cell.steps * batch, length, size, generator)  # none is seen twice
-
-    def rows(tokens: Tensor, labels: Tensor) -> Rows:
-        return Rows([{"input_ids": t, "labels": own} for t, own in zip(tokens, labels, strict=True)])
-
-    settings = Settings(
-        model=cell.model,
-        options=options | {"d_ff": D_FF // 2},
-        context=length,
-        window=WINDOW,
-        steps=cell.steps,
-        batch=batch,
-        learning_rate=rate,
-        evaluate_every=cell.steps // 40 * 10,
-        save_every=10,
-        seed=cell.seed,
-        **UNSAVED,
-    )
-    task = Task(rows(tokens, labels), rows(test_tokens[:32], test_labels[:32]), MAHAForCausalLM)
-    with tempfile.TemporaryDirectory() as folder:
-        done = train(settings, Path(folder) / "run", say=say, task=task, vocab_size=VOCABULARY)
-    done.model.eval()
-    with torch.no_grad():
-        best = torch.cat([done.model(part).logits[:, :-1].argmax(-1) for part in test_tokens.split(batch)])
-    asked = test_labels[:, 1:] != IGNORED
-    right = best == test_labels[:, 1:]
-    record = {
-        "parameters": done.parameters,
-        "curve": curve_of(done.history),
-        "validation": done.metrics["eval_loss"],
-        "test_accuracy": float(right[asked].double().mean()),
-    }
-    if kind == "recall":
-        ago = distances(test_tokens)[:, 1:]
-        parts = [asked & (ago > low) & (ago <= high) for low, high in pairwise(DISTANCES)]
-        record["test_by_distance"] = [float(right[own].double().mean()) if bool(own.any()) else None for own in parts]
+    task, model, record = TASKS[cell.options["task"]], None, {}
+    for length, share in STAGES.items():
+        test = task(TESTED, length, generator)
+        steps, batch = round(cell.steps * share), cell.batch * min(STAGES) // length
+        learned = task(steps * batch, length, generator)  # none is seen twice
+        settings = Settings(
+            model=cell.model,
+            options={name: value for name, value in cell.options.items() if name != "task"},
+            context=max(STAGES),
+            window=WINDOW,
+            steps=steps,
+            batch=batch,
+            learning_rate=rate,
+            evaluate_every=steps,
+            save_every=steps,
+            seed=cell.seed,
+            **UNSAVED,
+        )
+        settings = as_large_as_convex(settings, RECALL_SIZES, D_FF // 2, MAHAForCausalLM, VOCABULARY)
+        rows = Task(learned.rows(), test.rows(), MAHAForCausalLM)
+        with tempfile.TemporaryDirectory() as folder:
+            done = train(settings, Path(folder) / "run", say=say, task=rows, start=model, vocab_size=VOCABULARY)
+        model = done.model
+        record[str(length)] = {"curve": curve_of(done.history)} | judge(model, test)
+        record["parameters"] = done.parameters
     return record
+
+
+def judge(model: PreTrainedModel, test: Memory) -> dict[str, Any]:
+    """The share of the labels that is guessed: of all, and of those that follow from what is so many tokens back."""
+    right, asked = guess(model, test.tokens).best == test.labels[:, 1:], test.labels[:, 1:] != IGNORED
+    ago = test.ago[:, 1:]
+    parts = [asked & (ago > low) & (ago <= high) for low, high in pairwise(DISTANCES)]
+    return {
+        "test_accuracy": float(right[asked].double().mean()),
+        "test_by_distance": [float(right[own].double().mean()) if bool(own.any()) else None for own in parts],
+    }
+
+
+TASKS: dict[str, Callable[[int, int, torch.Generator], Memory]] = {
+    "recall": lambda rows, length, generator: associative_recall(rows, length, length // TOKENS_PER_PAIR, generator),
+    "copy": lambda rows, length, generator: selective_copy(rows, length, KEPT, generator),
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DataCollatorWithPadding
 
-from benchmarks.quality.experiments import D_FF, UNSAVED, Cell
+from benchmarks.quality.experiments import D_FF, ENCODER_SIZES, UNSAVED, Cell
 from benchmarks.quality.results import curve_of
+from benchmarks.quality.sizes import as_large_as_convex
+from benchmarks.quality.subwords import learn_subwords
+from models.huggingface import MAHAForConditionalGeneration, MAHAForSequenceClassification
 from models.training.evaluation import bleu_and_chrf, scores, translate
 from models.training.runs import Finished, train
 from models.training.settings import Settings
@@ -31,7 +34,12 @@ CLEAR = 0.5
 TESTED, TRANSLATED = 1000, 300
 """Rows that are judged by: sentences at random, and the last pairs of the file, which stand in document order."""
 
-CONTEXT, BATCH, WINDOW = 256, 32, 32
+CONTEXT, WINDOW = 96, 16
+"""Tokens of a sentence at most, and cells that each scale sees; a sentence has 25 to 30 tokens in the mean."""
+
+VOCABULARY = 4000
+
+Table = list[list[str]]
 
 
 def run_sentiment(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -43,15 +51,12 @@ def run_sentiment(cell: Cell, data: Path, rate: float, say: Callable[[str], None
     random.Random(0).shuffle(rows)
     test, learned = rows[:TESTED], rows[TESTED:]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        texts, validation = (
-            (_write(folder / f"{part}.tsv", own),) for part, own in (("train", learned), ("test", test))
-        )
-        settings = _settings(cell, rate, task="classify", texts=texts, validation=validation)
-        done = train(settings, folder / "run", say=say)
-        held = make_task(settings, make_tokenizer()).validation
+        settings = _settings(cell, rate, Path(name), "classify", learned, test, MAHAForSequenceClassification)
+        done = train(settings, Path(name) / "run", say=say)
+        tokenizer = make_tokenizer(settings.tokenizer)
+        held = make_task(settings, tokenizer).validation
     assert isinstance(held, Rows)
-    logits = scores(done.model, held.rows, DataCollatorWithPadding(make_tokenizer())).double()
+    logits = scores(done.model, held.rows, DataCollatorWithPadding(tokenizer)).double()
     answers = torch.tensor([row["labels"] for row in held.rows])
     record = _about(done, settings)
     record["test_loss"] = float(cross_entropy(logits, answers))
@@ -61,55 +66,61 @@ def run_sentiment(cell: Cell, data: Path, rate: float, say: Callable[[str], None
 
 def run_translation(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
     """BLEU and chrF of a translator."""
-    pairs = list(zip(*read_columns(data / PAIRS, ["0", "1"]), strict=True))
+    pairs = [list(pair) for pair in zip(*read_columns(data / PAIRS, ["0", "1"]), strict=True)]
     learned, test = pairs[:-TRANSLATED], pairs[-TRANSLATED:]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        texts, validation = (
-            (_write(folder / f"{part}.tsv", own),) for part, own in (("train", learned), ("test", test))
-        )
-        settings = _settings(cell, rate, task="translate", texts=texts, validation=validation)
-        done = train(settings, folder / "run", say=say)
+        settings = _settings(cell, rate, Path(name), "translate", learned, test, MAHAForConditionalGeneration)
+        done = train(settings, Path(name) / "run", say=say)
+        tokenizer = make_tokenizer(settings.tokenizer)
     sources, references = zip(*test, strict=True)
-    return _about(done, settings) | bleu_and_chrf(translate(done.model, make_tokenizer(), sources), references)
+    return _about(done, settings) | bleu_and_chrf(translate(done.model, tokenizer, sources), references)
 
 
-def _settings(cell: Cell, rate: float, **data: Any) -> Settings:
-    return Settings(
+def _settings(
+    cell: Cell, rate: float, folder: Path, task: str, learned: Table, test: Table, make: Callable[..., Any]
+) -> Settings:
+    """The run of a cell, its tables and its vocabulary in a folder."""
+    texts = [text for row in learned for text in (row if task == "translate" else row[:1])]
+    tokenizer = learn_subwords(texts, VOCABULARY, folder / "tokenizer")
+    settings = Settings(
+        task=task,
         model=cell.model,
-        options=cell.options | {"d_ff": D_FF},
+        options=cell.options,
         context=CONTEXT,
         window=WINDOW,
+        texts=(_write(folder / "train.tsv", learned),),
+        validation=(_write(folder / "test.tsv", test),),
+        columns=("0", "1"),
+        tokenizer=tokenizer,
         steps=cell.steps,
-        batch=BATCH,
+        batch=cell.batch,
         learning_rate=rate,
         evaluate_every=max(cell.steps // 40 * 10, 10),
         save_every=10,
         log_every=10,
         seed=cell.seed,
-        columns=("0", "1"),
         **UNSAVED,
-        **data,
     )
+    return as_large_as_convex(settings, ENCODER_SIZES, D_FF, make, len(make_tokenizer(tokenizer)))
 
 
 def _about(done: Finished, settings: Settings) -> dict[str, Any]:
     return {
         "parameters": done.parameters,
-        "rows": settings.steps * BATCH,
+        "rows": settings.steps * settings.batch,
         "curve": curve_of(done.history),
         "validation": done.metrics["eval_loss"],
     }
 
 
-def _write(file: Path, rows: Sequence[Sequence[str]]) -> str:
+def _write(file: Path, rows: Table) -> str:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, escapechar=None)
         writer.writerows(rows)
     return str(file)
 
 
-def _tfidf(learned: list[list[str]], test: list[list[str]]) -> float | None:
+def _tfidf(learned: Table, test: Table) -> float | None:
     """Accuracy of the usual baseline; None without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore[reportMissingImports]

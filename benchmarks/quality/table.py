@@ -13,8 +13,19 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.quality.experiments import BATCH, CONTEXT, EXACT, EXPERIMENTS, LONG, RATES, SHORT, UNCHANGED, WINDOW
-from benchmarks.quality.recall import DISTANCES
+from benchmarks.quality.experiments import (
+    BATCH,
+    CHANGED,
+    CHANGED_BATCH,
+    CONTEXT,
+    EXACT,
+    EXPERIMENTS,
+    LONG,
+    RATES,
+    UNCHANGED,
+    WINDOW,
+)
+from benchmarks.quality.recall import DISTANCES, STAGES
 from benchmarks.quality.results import DEFAULT, read
 from benchmarks.table import replace
 
@@ -40,10 +51,11 @@ def markdown(records: list[Record]) -> str:
     """The tables of all experiments that have results."""
     records = current(records)
     parts = [introduction(records)]
+    changed = f"{CHANGED} steps of {CHANGED_BATCH * CONTEXT:,} bytes"
     makers: dict[str, tuple[str, Callable[[Groups], str]]] = {
         "books": ("Models of equal size on books", books),
-        "unrolled": (f"Trained through an approximation, {SHORT} steps", unrolled),
-        "ablations": (f"Parts left out or changed (convex unless named), {SHORT} steps", ablations),
+        "unrolled": (f"Trained through an approximation, {changed}", unrolled),
+        "ablations": (f"Parts left out or changed (convex unless named), {changed}", ablations),
         "sentiment": ("Sentiment of film reviews", sentiment),
         "translation": ("English to German", translation),
         "recall": ("Tasks of memory", recall),
@@ -145,12 +157,17 @@ def ablations(groups: Groups) -> str:
 def sentiment(groups: Groups) -> str:
     """One line for each model, and one for the usual baseline."""
     rows: list[Record] = [
-        {"": CALLED[name], "accuracy": spread(own["test_accuracy"] for own in group), "seeds": len(group)}
+        {
+            "": CALLED[name],
+            "accuracy": spread(own["test_accuracy"] for own in group),
+            "seeds": len(group),
+            "parameters": f"{group[0]['parameters']:,}",
+        }
         for name, group in groups.items()
     ]
     baseline = next(filter(None, (own["tfidf_accuracy"] for group in groups.values() for own in group)), None)
     if baseline is not None:
-        rows.append({"": "logistic regression on TF-IDF", "accuracy": f"{baseline:.3f}", "seeds": ""})
+        rows.append({"": "logistic regression on TF-IDF", "accuracy": f"{baseline:.3f}", "seeds": "", "parameters": ""})
     return lines(rows)
 
 
@@ -163,6 +180,7 @@ def translation(groups: Groups) -> str:
                 "BLEU": spread((own["bleu"] for own in group), 1),
                 "chrF": spread((own["chrf"] for own in group), 1),
                 "seeds": len(group),
+                "parameters": f"{group[0]['parameters']:,}",
             }
             for name, group in groups.items()
         ]
@@ -170,22 +188,24 @@ def translation(groups: Groups) -> str:
 
 
 def recall(groups: Groups) -> str:
-    """One line for each task and model: the share that was guessed, by how far back the answer stands."""
+    """One line for each task, length and model: the share that was guessed, by how far back the answer stands."""
     parts = [f"{low + 1:,} to {high:,}" for low, high in pairwise(DISTANCES)]
     rows = []
-    for name, group in groups.items():
-        model, task, length = name.split(", ")
-        row = {
-            "": CALLED[model],
-            "task": task,
-            "tokens": length,
-            "guessed": spread(own["test_accuracy"] for own in group),
-        }
-        for place, part in enumerate(parts):
-            found = [own.get("test_by_distance", [None] * len(parts))[place] for own in group]
-            row[part] = spread(known) if (known := [value for value in found if value is not None]) else ""
-        rows.append(row | {"seeds": len(group)})
-    return lines(rows)
+    for length in STAGES:
+        for name, group in groups.items():
+            model, task = name.split(", ")
+            judged = [own[str(length)] for own in group]
+            row = {
+                "task": task,
+                "tokens": f"{length:,}",
+                "": CALLED[model],
+                "guessed": spread(own["test_accuracy"] for own in judged),
+            }
+            for place, part in enumerate(parts):
+                found = [own["test_by_distance"][place] for own in judged]
+                row[part] = spread(known) if (known := [value for value in found if value is not None]) else ""
+            rows.append(row | {"seeds": len(group), "parameters": f"{group[0]['parameters']:,}"})
+    return lines(sorted(rows, key=lambda row: row["task"], reverse=True))
 
 
 def against(group: list[Record], base: list[Record]) -> str:

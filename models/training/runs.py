@@ -53,9 +53,10 @@ def train(
     say: Callable[[str], None] = print,
     bar: bool = False,
     task: Task | None = None,
+    start: PreTrainedModel | None = None,
     **tokens: Any,
 ) -> Finished:
-    """Trains a model from its first weights.
+    """Trains a model from its first weights, or from those that it has learned elsewhere.
 
     Args:
         settings: What to do; they are written to the folder.
@@ -63,6 +64,7 @@ def train(
         say: Takes lines of words about how it goes.
         bar: Whether to show a progress bar, rather than say a line at every step that is logged.
         task: Rows of the caller's own, in place of what the settings name; such a run cannot be resumed.
+        start: A model to go on from, which learns in place; its options are those of the settings. None: a new one.
         tokens: Their `vocab_size` and special tokens, in place of the tokenizer's.
 
     Raises:
@@ -73,7 +75,7 @@ def train(
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started; it will write to the folder
     if first and ((folder / SETTINGS_FILE).exists() or checkpoints(folder)):
         raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
-    return _run(settings, folder, None, say, bar, task, **tokens)
+    return _run(settings, folder, None, say, bar, task, start, **tokens)
 
 
 def resume(folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
@@ -119,12 +121,14 @@ def _run(
     say: Callable[[str], None],
     bar: bool,
     task: Task | None = None,
+    start: PreTrainedModel | None = None,
     **tokens: Any,
 ) -> Finished:
     tokenizer = make_tokenizer(settings.tokenizer)
     task = make_task(settings, tokenizer) if task is None else task
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = make_model(settings, task, **{"vocab_size": len(tokenizer), **special, **tokens})
+    made = {"vocab_size": len(tokenizer), **special, **tokens}
+    model = make_model(settings, task, **made) if start is None else start
     over = checkpoint is not None and step_of(checkpoint) >= settings.steps
     if over:  # the trainer would take one step too many
         model = task.model_class.from_pretrained(cast(Path, checkpoint))
