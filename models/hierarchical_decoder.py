@@ -22,7 +22,8 @@ not do is make long sequences cheaper; `MultiscaleAttention` does.
 
 Source: the published hierarchical attention decoder, for the tree, two attentions in a block, and the fixed sinusoidal
 positions (Vaswani et al., 2017). Its mask is inverted, it drops the right sibling's content, and its chunks move with
-the length. Normalisation before each branch, residuals inside the tree, padding and the cache are ours.
+the length. Normalisation before each branch, residuals inside the tree, rotary positions, padding and the cache are
+ours.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from models.columns import as_mask
 from models.decomposition import Packing
 from models.generation import check_prompts, check_token_ids, evaluating, generate
+from models.rotary import ROTARY_BASE, rotate
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from models.columns import as_mask
-from models.generation import GenerationOptions
+    from models.generation import GenerationOptions
 
 __all__ = ["DecoderCache", "HierarchicalDecoder"]
 
@@ -86,6 +87,8 @@ class HierarchicalDecoder(nn.Module):
         num_layers: number of blocks; one, as published.
         d_ff: width of the feed-forward part; None: 4·d_model, as published.
         tie_weights: whether the logits share the weights of the embedding, which is then scaled by √d_model.
+        positions: "sinusoidal", as published: fixed, and added to the embedding; or "rotary": every attention turns its
+            queries and keys, so that scores depend on distances, which learns far faster.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -103,6 +106,7 @@ class HierarchicalDecoder(nn.Module):
         num_layers: int = 1,
         d_ff: int | None = None,
         tie_weights: bool = False,
+        positions: Literal["sinusoidal", "rotary"] = "sinusoidal",
     ) -> None:
         super().__init__()
         d_ff = 4 * d_model if d_ff is None else d_ff
@@ -120,16 +124,22 @@ class HierarchicalDecoder(nn.Module):
             )
         if not 0 <= drop_out < 1:
             raise ValueError(f"drop_out must be in [0, 1), but got {drop_out}.")
+        if positions not in ("sinusoidal", "rotary"):
+            raise ValueError(f'positions must be "sinusoidal" or "rotary", but got {positions!r}.')
+        rotary = positions == "rotary"
+        if rotary and d_model // heads % 2:
+            raise ValueError(f"rotary positions need an even number of channels per head, but got {d_model // heads}.")
         self.vocab_size = vocab_size
         self.sequence_length = sequence_length
         self.heads = heads
         self.d_model = d_model
         self.levels = levels
+        self.positions = positions
         self.chunk = -(-sequence_length // 2**levels)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.dropout = nn.Dropout(drop_out)
         self.blocks = nn.ModuleList(
-            DecoderBlock(d_model, heads, self.chunk, levels, d_ff, drop_out) for _ in range(num_layers)
+            DecoderBlock(d_model, heads, self.chunk, levels, d_ff, drop_out, rotary=rotary) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size)
@@ -254,7 +264,9 @@ class HierarchicalDecoder(nn.Module):
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         embedded = self.embedding(ids) * self.embedding_scale
-        return self.dropout(embedded + sinusoids(positions, self.d_model).to(embedded.dtype))
+        if self.positions == "sinusoidal":
+            embedded = embedded + sinusoids(positions, self.d_model).to(embedded.dtype)
+        return self.dropout(embedded)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         x = self._embed(ids, torch.arange(ids.shape[1], device=ids.device))
@@ -266,10 +278,12 @@ class HierarchicalDecoder(nn.Module):
 class DecoderBlock(nn.Module):
     """Two tree attentions and a feed-forward part, each added to the residual stream."""
 
-    def __init__(self, d_model: int, heads: int, chunk: int, levels: int, d_ff: int, dropout: float) -> None:
+    def __init__(
+        self, d_model: int, heads: int, chunk: int, levels: int, d_ff: int, dropout: float, *, rotary: bool = False
+    ) -> None:
         super().__init__()
-        self.attention1 = TreeAttention(d_model, heads, chunk, levels, dropout)
-        self.attention2 = TreeAttention(d_model, heads, chunk, levels, dropout)
+        self.attention1 = TreeAttention(d_model, heads, chunk, levels, dropout, rotary=rotary)
+        self.attention2 = TreeAttention(d_model, heads, chunk, levels, dropout, rotary=rotary)
         self.ffn = nn.Sequential(
             nn.LayerNorm(d_model),
             nn.Linear(d_model, d_ff),
@@ -288,13 +302,18 @@ class DecoderBlock(nn.Module):
 
 
 class TreeAttention(nn.Module):
-    """Causal attention within leaves of `chunk` tokens, then from right to left siblings, level by level."""
+    """Causal attention within leaves of `chunk` tokens, then from right to left siblings, level by level.
 
-    def __init__(self, d_model: int, heads: int, chunk: int, levels: int, dropout: float) -> None:
+    Rotary positions are counted from the start of the leaf, or of the pair of siblings: only differences matter.
+    """
+
+    def __init__(
+        self, d_model: int, heads: int, chunk: int, levels: int, dropout: float, *, rotary: bool = False
+    ) -> None:
         super().__init__()
         self.chunk = chunk
-        self.leaf = Attention(d_model, heads, dropout)
-        self.nodes = nn.ModuleList(Attention(d_model, heads, dropout) for _ in range(levels))
+        self.leaf = Attention(d_model, heads, dropout, rotary=rotary)
+        self.nodes = nn.ModuleList(Attention(d_model, heads, dropout, rotary=rotary) for _ in range(levels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, n, d_model), any n, to the same."""
@@ -324,13 +343,13 @@ class TreeAttention(nn.Module):
             offset += slots
             place = position % period
             written = place < slots  # all of a leaf, and left siblings
-            for kept, new in zip((k, v), attention.keys_values(x), strict=True):
+            for kept, new in zip((k, v), attention.keys_values(x, place[:, None]), strict=True):
                 _write(kept, place.clamp(max=slots - 1), new, written)
             if level == 0:
                 seen = torch.arange(slots, device=x.device) <= place[:, None]
-                x = x + attention.attend(x, k, v, mask=seen[:, None, None])
+                x = x + attention.attend(x, k, v, place[:, None], mask=seen[:, None, None])
             else:
-                x = torch.where(written[:, None, None], x, x + attention.attend(x, k, v))
+                x = torch.where(written[:, None, None], x, x + attention.attend(x, k, v, place[:, None]))
         return x[:, 0]
 
     def _attentions(self) -> list[Attention]:
@@ -361,10 +380,10 @@ class TreeAttention(nn.Module):
         whole, rest = _cut(x, 2 * m)
         left, right = whole[:, :m], whole[:, m:]
         # Also where there is no pair at all: so every parameter has a gradient, if only zero.
-        whole = torch.cat([left, right + attention(right, left)], dim=1)
+        whole = torch.cat([left, right + attention(right, left, first=m)], dim=1)
         if rest.shape[1] > m:
             left, right = rest[:, :m], rest[:, m:]
-            rest = torch.cat([left, right + attention(right, left)], dim=1)
+            rest = torch.cat([left, right + attention(right, left, first=m)], dim=1)
         return _join(whole, rest, x)
 
 
@@ -374,9 +393,10 @@ class Attention(nn.Module):
     Queries, keys and values have no bias: that of the keys would never get a gradient, as softmax does not see it.
     """
 
-    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, heads: int, dropout: float, *, rotary: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.rotary = rotary
         self.norm = nn.LayerNorm(d_model)
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
@@ -384,26 +404,42 @@ class Attention(nn.Module):
         self.output = nn.Linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor, *, causal: bool = False) -> Tensor:
-        """Answers (batch, n, d_model) to x (batch, n, d_model) from a context (batch, m, d_model)."""
-        return self.attend(x, *self.keys_values(context), causal=causal)
+    def forward(self, x: Tensor, context: Tensor, *, first: int = 0, causal: bool = False) -> Tensor:
+        """Answers (batch, n, d_model) to x (batch, n, d_model) from a context (batch, m, d_model).
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, heads, m, d_head) each."""
+        Positions are counted from the start of the context, where x begins at `first`.
+        """
+        positions = first + torch.arange(x.shape[1], device=x.device)
+        return self.attend(x, *self.keys_values(context), positions, causal=causal)
+
+    def keys_values(self, context: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(batch, heads, m, d_head) each; positions (m,) or (batch, m), None: from 0 on."""
         context = self.norm(context)
-        return self._split(self.key(context)), self._split(self.value(context))
+        positions = torch.arange(context.shape[1], device=context.device) if positions is None else positions
+        return self._split(self.key(context), positions), self._split(self.value(context))
 
     def attend(
-        self, x: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+        *,
+        causal: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """`forward` with keys and values given; the mask is True where a key is seen."""
-        queries = self._split(self.query(self.norm(x)))
+        """`forward` with keys, values and the positions of x given; the mask is True where a key is seen."""
+        queries = self._split(self.query(self.norm(x)), positions)
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         y = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.dropout(self.output(y.transpose(1, 2).flatten(2)))
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Into heads, which are turned by their positions if these are given, and rotary."""
+        x = x.unflatten(2, (self.heads, -1))
+        if self.rotary and positions is not None:
+            x = rotate(x, positions, ROTARY_BASE)
+        return x.transpose(1, 2)
 
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:

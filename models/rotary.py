@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["middle_of_cell", "rotate"]
+__all__ = ["ROTARY_BASE", "middle_of_cell", "rotate"]
+
+ROTARY_BASE = 10000.0
+"""The base of Su et al. (2021)."""
 
 
 def middle_of_cell(cell: Tensor, stride: int) -> Tensor:

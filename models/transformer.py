@@ -17,15 +17,15 @@ from models.aggregation import Strategy
 from models.block import BlockOptions, BlockState, MAHABlock
 from models.columns import as_mask, real_columns
 from models.decomposition import Packing
+from models.rotary import ROTARY_BASE
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["MAHATransformer", "TransformerState", "initialise"]
 
-ROTARY_BASE = 10000.0
-WEIGHT_STD = 0.02
-"""Standard deviation of the first weights, as in BERT and GPT-2."""
+WEIGHT_STD = 0.02 * 768**0.5
+"""Standard deviation of the first weights times √(what goes in): at a width of 768 it is 0.02, as in BERT and GPT-2."""
 
 
 @dataclass
@@ -283,11 +283,15 @@ class MAHATransformer(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do; biases are 0. Others stay."""
+    """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do at their width; biases are 0.
+
+    In narrow models 0.02 would leave queries and keys so small that attention starts uniform and long stays so. Other
+    modules stay as they are.
+    """
     if isinstance(module, ZeroLinear):
         module.reset_parameters()
     elif isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=WEIGHT_STD)
+        nn.init.normal_(module.weight, std=WEIGHT_STD / module.weight.shape[1] ** 0.5)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

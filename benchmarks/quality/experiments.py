@@ -35,11 +35,11 @@ CONTEXT, WINDOW, LEVELS = 1024, 64, 2
 D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
-LONG, SHORT, CHANGED = 500, 200, 600
-"""Steps on books: of a contender, of one that tries its learning rate, and of a change with all else equal."""
+LONG, CHANGED, SHORT = 1200, 600, 300
+"""Steps on books: of a contender, of a change with all else equal, and of one that tries a learning rate."""
 
-BATCH, CHANGED_BATCH = 4, 1
-"""Rows of a step: of contenders; and of changes, since of as many bytes more is learned in more steps of fewer rows."""
+BATCH = 1
+"""Rows of a step on books: of as many bytes, models learn more in many steps of one row than in few of several."""
 
 UNSAVED: dict[str, Any] = {"device": "cpu", "trainer": {"save_strategy": "no", "report_to": "none"}}
 """Of the settings of every run: only its results are kept."""
@@ -148,7 +148,7 @@ def _changed(experiment: str, ways: dict[str, dict[str, Any]]) -> list[Cell]:
     """The convex model with other options, at one learning rate."""
     base = SIZES | SCALES | FUSIONS["convex"]
     return [
-        Cell(experiment, name, "maha", base | way, steps=CHANGED, batch=CHANGED_BATCH, rate=2e-3, seed=seed)
+        Cell(experiment, name, "maha", base | way, steps=CHANGED, rate=2e-3, seed=seed)
         for seed in SEEDS
         for name, way in ways.items()
     ]

@@ -16,7 +16,6 @@ import typer
 from benchmarks.quality.experiments import (
     BATCH,
     CHANGED,
-    CHANGED_BATCH,
     CONTEXT,
     EXACT,
     EXPERIMENTS,
@@ -51,7 +50,7 @@ def markdown(records: list[Record]) -> str:
     """The tables of all experiments that have results."""
     records = current(records)
     parts = [introduction(records)]
-    changed = f"{CHANGED} steps of {CHANGED_BATCH * CONTEXT:,} bytes"
+    changed = f"{CHANGED} steps"
     makers: dict[str, tuple[str, Callable[[Groups], str]]] = {
         "books": ("Models of equal size on books", books),
         "unrolled": (f"Trained through an approximation, {changed}", unrolled),
@@ -87,7 +86,7 @@ def introduction(records: list[Record]) -> str:
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items() if version)
     return (
-        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} rows a step, {LONG:,} steps "
+        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} a step, {LONG:,} steps "
         f"({LONG * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
         "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
         f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "

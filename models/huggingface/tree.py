@@ -38,6 +38,7 @@ class HierarchicalDecoderConfig(PreTrainedConfig):
     drop_out: float | int = 0.1
     num_layers: int = 1
     d_ff: int | None = None
+    positions: str = "sinusoidal"
     use_cache: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -76,6 +77,7 @@ class HierarchicalDecoderForCausalLM(PreTrainedModel, GenerationMixin):
             num_layers=config.num_layers,
             d_ff=config.d_ff,
             tie_weights=config.tie_word_embeddings,
+            positions=cast(Any, config.positions),
         )
         self.post_init()
 

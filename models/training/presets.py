@@ -41,7 +41,7 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
     if model == "tree":
         sizes = {name: value for name, value in options.items() if name in TREE_NAMES}
         renamed = {TREE_NAMES[name]: value for name, value in sizes.items()}
-        return HierarchicalDecoderConfig(sequence_length=context, levels=levels, **renamed)
+        return HierarchicalDecoderConfig(sequence_length=context, levels=levels, **{"positions": "rotary"} | renamed)
     fixed: dict[str, Any] = {"max_len": context, "window": window}
     if model != "maha":
         fixed |= ONE_SCALE | {"attention": "full" if model == "plain" else "windowed", "coarsest_window": window}
@@ -92,5 +92,6 @@ TREE_NAMES = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
     "tie_word_embeddings": "tie_word_embeddings",
+    "positions": "positions",
 }
 """Options of `MAHAConfig` and what the tree calls them."""

@@ -21,43 +21,57 @@ from models import Decoder, HierarchicalDecoder
 from models.hierarchical_decoder import TreeAttention, sinusoids
 
 V, D, HEADS = 19, 8, 2
-TREES = {  # sequence_length, levels
-    "even": (72, 3),  # chunks of 9
-    "rounded up": (70, 4),  # chunks of 5, the last two empty
-    "single tokens": (32, 5),  # chunks of 1
-    "no level": (70, 0),
+TREES = {  # sequence_length, levels, positions
+    "even": (72, 3, "sinusoidal"),  # chunks of 9
+    "rounded up": (70, 4, "sinusoidal"),  # chunks of 5, the last two empty
+    "single tokens": (32, 5, "sinusoidal"),  # chunks of 1
+    "no level": (70, 0, "sinusoidal"),
+    "even, rotary": (72, 3, "rotary"),
+    "rounded up, rotary": (70, 4, "rotary"),
 }
 trees = pytest.mark.parametrize("tree", TREES)
 
 
 def build(tree="even", dtype=torch.float32, **options):
     torch.manual_seed(0)
-    sequence_length, levels = TREES[tree] if isinstance(tree, str) else tree
-    return Decoder(V, sequence_length, HEADS, D, levels, **{"drop_out": 0.0, **options}).to(dtype).eval()
+    sequence_length, levels, positions = TREES[tree] if isinstance(tree, str) else (*tree, "sinusoidal")
+    options = {"drop_out": 0.0, "positions": positions} | options
+    return Decoder(V, sequence_length, HEADS, D, levels, **options).to(dtype).eval()
 
 
 def reference(model, ids):
     """Hidden states of one row, token by token and head by head, every attention written out."""
-    x = list(model.embedding(ids) * model.embedding_scale + sinusoids(torch.arange(len(ids)), D).double())
+    rotary = model.positions == "rotary"
+    x = list(model.embedding(ids) * model.embedding_scale)
+    if not rotary:
+        x = [token + place for token, place in zip(x, sinusoids(torch.arange(len(ids)), D).double(), strict=True)]
 
-    def answer(attention, token, context):
-        token, context = attention.norm(token), attention.norm(torch.stack(context))
+    def turned(vector, position):
+        """By its place in the whole row, as complex numbers."""
+        half = len(vector) // 2
+        angle = position * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+        z = torch.complex(vector[:half], vector[half:]) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat((z.real, z.imag)) if rotary else vector
+
+    def answer(attention, t, places):
+        token, context = attention.norm(x[t]), attention.norm(torch.stack([x[place] for place in places]))
         parts = []
         for q, k, v in zip(
             *(w.weight.chunk(HEADS) for w in (attention.query, attention.key, attention.value)), strict=True
         ):
-            scores = (context @ k.T) @ (q @ token) / math.sqrt(D // HEADS)
+            keys = torch.stack([turned(k @ other, place) for other, place in zip(context, places, strict=True)])
+            scores = keys @ turned(q @ token, t) / math.sqrt(D // HEADS)
             parts.append(scores.softmax(0) @ (context @ v.T))
         return attention.output(torch.cat(parts))
 
     for block in model.blocks:
         for tree in (block.attention1, block.attention2):
             c = tree.chunk
-            x = [token + answer(tree.leaf, token, x[t // c * c : t + 1]) for t, token in enumerate(x)]
+            x = [token + answer(tree.leaf, t, range(t // c * c, t + 1)) for t, token in enumerate(x)]
             for level, node in enumerate(tree.nodes):
                 m = c * 2**level
                 x = [
-                    token + answer(node, token, x[(t // m - 1) * m : t // m * m]) if t // m % 2 else token
+                    token + answer(node, t, range((t // m - 1) * m, t // m * m)) if t // m % 2 else token
                     for t, token in enumerate(x)
                 ]
         x = [token + block.ffn(token) for token in x]
@@ -266,6 +280,8 @@ def test_more_levels_than_the_sequence_has_tokens_for_are_refused_in_words(seque
         ({"drop_out": 1.0}, "drop_out must be in"),
         ({"num_layers": 0}, "num_layers must be at least 1"),
         ({"d_ff": 0}, "d_ff must be at least 1"),
+        ({"positions": "learned"}, 'positions must be "sinusoidal" or "rotary", but got \'learned\''),
+        ({"positions": "rotary", "heads": 8}, "need an even number of channels per head, but got 1"),
     ],
 )
 def test_a_bad_argument_is_named(changed, message):
