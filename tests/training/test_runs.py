@@ -1,5 +1,6 @@
 """Runs: they learn, go on after a kill as if nothing had happened, and leave whole checkpoints whatever happens."""
 
+import copy
 import csv
 import errno
 import shutil
@@ -192,3 +193,12 @@ def test_precision_is_that_of_autocast(tmp_path):
     done = train(settings(precision="bf16", steps=10), tmp_path / "run", **SAY)
     assert done.model.dtype == torch.float32
     assert losses(tmp_path / "run").isfinite().all()
+
+
+def test_a_run_goes_on_from_a_model_that_has_learned_elsewhere(finished, tmp_path):
+    still = settings(steps=5, evaluate_every=5, save_every=5, learning_rate=0.0)
+    again = train(still, tmp_path / "again", say=lambda line: None, start=copy.deepcopy(finished.model))
+    anew = train(still, tmp_path / "anew", say=lambda line: None)
+    assert again.metrics["eval_loss"] == finished.metrics["eval_loss"] < anew.metrics["eval_loss"]
+    before = finished.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in again.model.state_dict().items())
