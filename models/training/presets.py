@@ -39,9 +39,9 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, but got {model!r}.")
     if model == "tree":
-        sizes = {name: value for name, value in options.items() if name in TREE_NAMES}
-        renamed = {TREE_NAMES[name]: value for name, value in sizes.items()}
-        return HierarchicalDecoderConfig(sequence_length=context, levels=levels, **{"positions": "rotary"} | renamed)
+        sizes = {TREE_NAMES[name]: value for name, value in options.items() if name in TREE_NAMES}
+        named: dict[str, Any] = {"sequence_length": context, "levels": levels, "positions": "rotary"}
+        return HierarchicalDecoderConfig(**named | sizes)
     fixed: dict[str, Any] = {"max_len": context, "window": window}
     if model != "maha":
         fixed |= ONE_SCALE | {"attention": "full" if model == "plain" else "windowed", "coarsest_window": window}
