@@ -21,7 +21,7 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "convex": {"aggregation_strategy": "convex", "normalise": True},
     "nash": {"aggregation_strategy": "nash", "normalise": True},
     "mean": {"aggregation_strategy": "convex", "target": "consensus", "solver": "mean"},
-    "softmax": {"aggregation_strategy": "convex", "solver": "softmax"},
+    "softmax": {"aggregation_strategy": "convex", "normalise": True, "solver": "softmax"},
     "gate": {"aggregation_strategy": "gate"},
 }
 OTHERS: dict[str, dict[str, Any]] = {
@@ -48,7 +48,7 @@ EXACT, UNCHANGED = "exact (pivot)", "nothing"
 """What the changes are held against."""
 
 SEEDS = (0, 1, 2)
-RATES = (1.5e-3, 3e-3)
+RATES = (7.5e-4, 1.5e-3, 3e-3, 6e-3)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _ablations() -> list[Cell]:
         "without gating": {"gating": False},
         "without dilated convolution": {"conv_kernel": 0},
         "nash": FUSIONS["nash"],
-        "mean of the scales": FUSIONS["mean"],
+        "mean of the scales": FUSIONS["mean"] | own_size,
     }
     further: dict[str, dict[str, Any]] = {
         "target that starts at the mean": {"target": "residual"},
@@ -132,9 +132,9 @@ def _ablations() -> list[Cell]:
         "learned prices": {"prices": "learned"},
         "budget": {"feasible": "budget", "feasible_options": {"total": 1.0, "learn_total": True}},
         "free weights": {"feasible": "free"},
-        "gate": FUSIONS["gate"],
-        "sparse gate": FUSIONS["gate"] | {"solver": "pivot"},
-        "gate, weights of each head": FUSIONS["gate"] | {"granularity": "token_head"},
+        "gate": FUSIONS["gate"] | own_size,
+        "sparse gate": FUSIONS["gate"] | own_size | {"solver": "pivot"},
+        "gate, weights of each head": FUSIONS["gate"] | own_size | {"granularity": "token_head"},
         "nash, scales of their own size": FUSIONS["nash"] | own_size,
         "nash, weights of each head": FUSIONS["nash"] | {"granularity": "token_head"},
         "nash on the simplex": FUSIONS["nash"] | {"feasible": "simplex"},
