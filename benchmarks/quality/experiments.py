@@ -35,7 +35,7 @@ CONTEXT, WINDOW, LEVELS = 1024, 64, 2
 D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
-LONG, CHANGED, SHORT = 1200, 600, 300
+LONG, CHANGED, SHORT = 2400, 600, 300
 """Steps on books: of a contender, of a change with all else equal, and of one that tries a learning rate."""
 
 BATCH = 1
