@@ -37,11 +37,11 @@ def main(
     import transformers
 
     from benchmarks.quality.books import run_books
-    from benchmarks.quality.recall import run_recall
+    from benchmarks.quality.memory import run_memory
     from benchmarks.quality.sentences import run_sentiment, run_translation
     from maha_opt.run_folder import revision, versions
 
-    others = {"sentiment": run_sentiment, "translation": run_translation, "recall": run_recall}
+    others = {"sentiment": run_sentiment, "translation": run_translation, "recall": run_memory, "copy": run_memory}
     torch.set_num_threads(threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -103,7 +103,6 @@ def settings_of(cell: Cell, books: Path, rate: float) -> Settings:
         batch=cell.batch,
         learning_rate=rate,
         evaluate_every=cell.steps // 2,
-        save_every=cell.steps // 10 * 10,
         log_every=5,
         most_blocks=JUDGED,
         seed=cell.seed,

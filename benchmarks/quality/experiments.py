@@ -36,7 +36,7 @@ D_FF = 512
 """Of the convex model; the others get the width that gives them as many parameters."""
 
 LONG, CHANGED, SHORT = 2400, 600, 300
-"""Steps on books: of a contender, of a change with all else equal, and of one that tries a learning rate."""
+"""Steps on books: of a contender, of one with something changed, and of one that tries a learning rate."""
 
 BATCH = 1
 """Rows of a step on books: of as many bytes, models learn more in many steps of one row than in few of several."""
@@ -144,11 +144,22 @@ def _ablations() -> list[Cell]:
     return _changed("ablations", published) + _changed("ablations", further)
 
 
+def _positions() -> list[Cell]:
+    """The tree with positions that turn queries and keys, as the others have them, and with fixed sinusoids added."""
+    return [
+        Cell(
+            "positions", kind, "tree", SIZES | OTHERS["tree"] | {"positions": kind}, steps=CHANGED, rate=3e-3, seed=seed
+        )
+        for seed in SEEDS
+        for kind in ("rotary", "sinusoidal")
+    ]
+
+
 def _changed(experiment: str, ways: dict[str, dict[str, Any]]) -> list[Cell]:
-    """The convex model with other options, at one learning rate."""
+    """The convex model with other options, at the learning rate that is best for it."""
     base = SIZES | SCALES | FUSIONS["convex"]
     return [
-        Cell(experiment, name, "maha", base | way, steps=CHANGED, rate=2e-3, seed=seed)
+        Cell(experiment, name, "maha", base | way, steps=CHANGED, rate=1.5e-3, seed=seed)
         for seed in SEEDS
         for name, way in ways.items()
     ]
@@ -173,14 +184,14 @@ def _encoders(experiment: str, names: Sequence[str], steps: int, batch: int) -> 
     ]
 
 
-def _recall() -> list[Cell]:
+def _memory(experiment: str) -> list[Cell]:
     """Does what was seen far back reach a token? Steps and rows are those of the shortest length."""
-    models = {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
-    models |= {name: (name, RECALL_SIZES) for name in ("window-conv", "window", "plain")}
+    models = {"plain": ("plain", RECALL_SIZES)}
+    models |= {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
+    models |= {"window-conv": ("window-conv", RECALL_SIZES)}
     return [
-        Cell("recall", f"{name}, {task}", model, options | {"task": task}, steps=800, batch=16, rate=3e-3, seed=seed)
+        Cell(experiment, name, model, options, steps=1200, batch=64, rate=3e-3, seed=seed)
         for seed in SEEDS
-        for task in ("recall", "copy")
         for name, (model, options) in models.items()
     ]
 
@@ -190,9 +201,11 @@ EXPERIMENTS: dict[str, Callable[[], list[Cell]]] = {
     "books": _books,
     "unrolled": _unrolled,
     "ablations": _ablations,
+    "positions": _positions,
     "sentiment": _sentiment,
     "translation": _translation,
-    "recall": _recall,
+    "recall": lambda: _memory("recall"),
+    "copy": lambda: _memory("copy"),
 }
 
 

@@ -24,7 +24,7 @@ from benchmarks.quality.experiments import (
     UNCHANGED,
     WINDOW,
 )
-from benchmarks.quality.recall import DISTANCES, STAGES
+from benchmarks.quality.memory import DISTANCES, STAGES
 from benchmarks.quality.results import DEFAULT, read
 from benchmarks.table import replace
 

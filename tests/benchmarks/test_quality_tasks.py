@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[train]'")
 
-from benchmarks.quality.recall import VOCABULARY, associative_recall, selective_copy
+from benchmarks.quality.memory import VOCABULARY, associative_recall, selective_copy
 from models.heads import IGNORED
 
 

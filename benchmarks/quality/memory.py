@@ -23,14 +23,17 @@ from models.training.runs import train
 from models.training.settings import Settings
 from models.training.tasks import Rows, Task
 
-__all__ = ["DISTANCES", "STAGES", "Memory", "associative_recall", "run_recall", "selective_copy"]
+__all__ = ["DISTANCES", "STAGES", "Memory", "associative_recall", "run_memory", "selective_copy"]
 
-VOCABULARY = 512
-STAGES = {256: 1.0, 1024: 0.25, 4096: 0.25}
+VOCABULARY = 640
+STAGES = {64: 1.0, 256: 0.25, 1024: 0.25, 4096: 0.25}
 """Tokens of a row, and steps at this length as a share of those at the first."""
 
-TOKENS_PER_PAIR, KEPT = 32, 4
+TOKENS_PER_PAIR, KEPT = 16, 16
 """Tokens of a row for each pair that is to be recalled; tokens that are to be copied, at any length."""
+
+LEAD = 16
+"""Rows begin with fewer noise tokens than this, so that pairs do not always fall into the same cells of a scale."""
 
 TESTED, WINDOW = 64, 64
 """Rows that are judged by; cells that each scale sees."""
@@ -46,7 +49,8 @@ class Memory:
     Attributes:
         tokens: (rows, length) int64.
         labels: The same; the token itself where it is to be guessed, -100 elsewhere.
-        ago: (rows, length) int64, how many tokens before one that is to be guessed what it follows from was seen last.
+        ago: (rows, length) int64, how many tokens before one that is to be guessed what it follows from was seen last;
+            0 elsewhere, and where it was not.
     """
 
     tokens: Tensor
@@ -61,9 +65,9 @@ class Memory:
 def associative_recall(rows: int, length: int, pairs: int, generator: torch.Generator) -> Memory:
     """Multi-query associative recall (Arora et al. 2023), asked to the end: pairs of a key and its value, then keys.
 
-        k₁ v₁ k₂ v₂ … k_P v_P   k_a v_a k_b v_b …
+        0 … 0   k₁ v₁ k₂ v₂ … k_P v_P   k_a v_a k_b v_b …
 
-    Keys are of the lower half of the vocabulary, values of the upper. After the pairs keys come at random, each
+    Noise, token 0, comes first, up to 15 tokens of it, for each row its own number. Keys are of the lower half of the vocabulary, values of the upper. After the pairs keys come at random, each
     followed by its value, which is to be guessed. It stands next to the key wherever that was seen before, so the
     distance to the nearest of these places says how far a model has to look.
 
@@ -71,8 +75,8 @@ def associative_recall(rows: int, length: int, pairs: int, generator: torch.Gene
         ValueError: `length` is odd, or leaves no room for a question; or there are not so many keys.
     """
     half = VOCABULARY // 2
-    if length % 2 or length <= 2 * pairs:
-        raise ValueError(f"length must be even and above 2·pairs = {2 * pairs}, but got {length}.")
+    if length % 2 or length < 2 * pairs + LEAD + 1:
+        raise ValueError(f"length must be even and above 2·pairs + {LEAD} = {2 * pairs + LEAD}, but got {length}.")
     if pairs >= half:
         raise ValueError(f"pairs must be below {half}, the number of keys, but got {pairs}.")
     keys = 1 + torch.rand(rows, half - 1, generator=generator).argsort(1)[:, :pairs]
@@ -82,7 +86,13 @@ def associative_recall(rows: int, length: int, pairs: int, generator: torch.Gene
     tokens = torch.stack((keys.gather(1, asked), values.gather(1, asked)), 2).flatten(1)
     labels = torch.full_like(tokens, IGNORED)
     labels[:, 2 * pairs + 1 :: 2] = tokens[:, 2 * pairs + 1 :: 2]
-    return Memory(tokens, labels, _since_the_key(tokens))
+    place = torch.arange(length) - torch.randint(LEAD, (rows, 1), generator=generator)
+    in_lead, place = place < 0, place.clamp(min=0)
+
+    def behind_noise(x: Tensor, value: int) -> Tensor:
+        return x.gather(1, place).masked_fill(in_lead, value)
+
+    return Memory(behind_noise(tokens, 0), behind_noise(labels, IGNORED), behind_noise(_since_the_key(tokens), 0))
 
 
 def _since_the_key(tokens: Tensor) -> Tensor:
@@ -116,46 +126,46 @@ def selective_copy(rows: int, length: int, kept: int, generator: torch.Generator
     return Memory(tokens, labels, ago)
 
 
-def run_recall(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
+def run_memory(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -> dict[str, Any]:
     """The share of the tokens that were to be remembered and were guessed, at every length.
 
-    A model learns the task in short rows first, goes on in longer ones, and is judged after each length: in long rows
-    alone nothing is learned in so few steps, by no model.
+    A model learns the task in short rows first, goes on in longer ones, and is judged after each length.
     """
     del data
     generator = torch.Generator().manual_seed(cell.seed)
-    task, model, record = TASKS[cell.options["task"]], None, {}
+    memory = TASKS[cell.experiment]
+    model: PreTrainedModel | None = None
+    record: dict[str, Any] = {}
     for length, share in STAGES.items():
-        test = task(TESTED, length, generator)
+        test = memory(TESTED, length, generator)
         steps, batch = round(cell.steps * share), cell.batch * min(STAGES) // length
-        learned = task(steps * batch, length, generator)  # none is seen twice
+        learned = memory(steps * batch, length, generator)  # none is seen twice
         settings = Settings(
             model=cell.model,
-            options={name: value for name, value in cell.options.items() if name != "task"},
+            options=cell.options,
             context=max(STAGES),
             window=WINDOW,
             steps=steps,
             batch=batch,
             learning_rate=rate,
             evaluate_every=steps,
-            save_every=steps,
             seed=cell.seed,
             **UNSAVED,
         )
         settings = as_large_as_convex(settings, RECALL_SIZES, D_FF // 2, MAHAForCausalLM, VOCABULARY)
-        rows = Task(learned.rows(), test.rows(), MAHAForCausalLM)
+        task = Task(learned.rows(), test.rows(), MAHAForCausalLM)
         with tempfile.TemporaryDirectory() as folder:
-            done = train(settings, Path(folder) / "run", say=say, task=rows, start=model, vocab_size=VOCABULARY)
+            done = train(settings, Path(folder) / "run", say=say, task=task, start=model, vocab_size=VOCABULARY)
         model = done.model
-        record[str(length)] = {"curve": curve_of(done.history)} | judge(model, test)
-        record["parameters"] = done.parameters
+        record |= {"parameters": done.parameters, str(length): {"curve": curve_of(done.history)} | judge(model, test)}
     return record
 
 
 def judge(model: PreTrainedModel, test: Memory) -> dict[str, Any]:
     """The share of the labels that is guessed: of all, and of those that follow from what is so many tokens back."""
-    right, asked = guess(model, test.tokens).best == test.labels[:, 1:], test.labels[:, 1:] != IGNORED
-    ago = test.ago[:, 1:]
+    labels, ago = test.labels[:, 1:], test.ago[:, 1:]
+    right = guess(model, test.tokens).best == labels
+    asked = labels != IGNORED
     parts = [asked & (ago > low) & (ago <= high) for low, high in pairwise(DISTANCES)]
     return {
         "test_accuracy": float(right[asked].double().mean()),
