@@ -88,7 +88,7 @@ class HierarchicalDecoder(nn.Module):
         d_ff: width of the feed-forward part; None: 4·d_model, as published.
         tie_weights: whether the logits share the weights of the embedding, which is then scaled by √d_model.
         positions: "sinusoidal", as published: fixed, and added to the embedding; or "rotary": every attention turns its
-            queries and keys, so that scores depend on distances, which learns far faster.
+            queries and keys, so that scores depend on distances, which learns faster.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -331,7 +331,8 @@ class TreeAttention(nn.Module):
             first = lengths // period * period
             index = first[:, None] + torch.arange(min(slots, x.shape[1]), device=x.device)
             index = index.clamp(max=x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[2])
-            for kept, tensor in zip((keys, values), attention.keys_values(before.gather(1, index)), strict=True):
+            own = attention.keys_values(before.gather(1, index), torch.arange(index.shape[1], device=x.device))
+            for kept, tensor in zip((keys, values), own, strict=True):
                 kept.append(pad(tensor, (0, 0, 0, slots - tensor.shape[2])))
         return stream[-1], torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
@@ -409,14 +410,14 @@ class Attention(nn.Module):
 
         Positions are counted from the start of the context, where x begins at `first`.
         """
+        seen = torch.arange(context.shape[1], device=x.device)
         positions = first + torch.arange(x.shape[1], device=x.device)
-        return self.attend(x, *self.keys_values(context), positions, causal=causal)
+        return self.attend(x, *self.keys_values(context, seen), positions, causal=causal)
 
-    def keys_values(self, context: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(batch, heads, m, d_head) each; positions (m,) or (batch, m), None: from 0 on."""
+    def keys_values(self, context: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, heads, m, d_head) each; positions (m,) or (batch, m)."""
         context = self.norm(context)
-        positions = torch.arange(context.shape[1], device=context.device) if positions is None else positions
-        return self._split(self.key(context), positions), self._split(self.value(context))
+        return self._placed(self.key(context), positions), self._split(self.value(context)).transpose(1, 2)
 
     def attend(
         self,
@@ -429,17 +430,18 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """`forward` with keys, values and the positions of x given; the mask is True where a key is seen."""
-        queries = self._split(self.query(self.norm(x)), positions)
+        queries = self._placed(self.query(self.norm(x)), positions)
         keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         y = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
         return self.dropout(self.output(y.transpose(1, 2).flatten(2)))
 
-    def _split(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Into heads, which are turned by their positions if these are given, and rotary."""
-        x = x.unflatten(2, (self.heads, -1))
-        if self.rotary and positions is not None:
-            x = rotate(x, positions, ROTARY_BASE)
-        return x.transpose(1, 2)
+    def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys, (batch, heads, n, d_head), turned by their positions if these are rotary."""
+        x = self._split(x)
+        return (rotate(x, positions, ROTARY_BASE) if self.rotary else x).transpose(1, 2)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1))
 
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MAHATransformer", "TransformerState", "initialise"]
 
-WEIGHT_STD = 0.02 * 768**0.5
-"""Standard deviation of the first weights times √(what goes in): at a width of 768 it is 0.02, as in BERT and GPT-2."""
+WEIGHT_GAIN = 0.02 * 768**0.5
+"""Standard deviation of the first weights times √(inputs of a map, channels of an embedding): where that number is 768
+it is 0.02, as in BERT and GPT-2."""
 
 
 @dataclass
@@ -283,15 +284,15 @@ class MAHATransformer(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Draws the first weights of linear maps and embeddings as BERT and GPT-2 do at their width; biases are 0.
+    """Draws the first weights: σ = 0.55 / √(inputs) for linear maps, 0.55 / √(channels) for embeddings; biases are 0.
 
-    In narrow models 0.02 would leave queries and keys so small that attention starts uniform and long stays so. Other
-    modules stay as they are.
+    With the σ = 0.02 of BERT and GPT-2, which have 768 channels, queries and keys of narrow models would be so small
+    that attention starts uniform and long stays so. Other modules stay as they are.
     """
     if isinstance(module, ZeroLinear):
         module.reset_parameters()
     elif isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=WEIGHT_STD / module.weight.shape[1] ** 0.5)
+        nn.init.normal_(module.weight, std=WEIGHT_GAIN / module.weight.shape[1] ** 0.5)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -19,12 +19,13 @@ from benchmarks.quality.results import curve_of
 from benchmarks.quality.sizes import as_large_as_convex
 from maha_opt.text import novel, read_text
 from models.training.evaluation import bits_per_byte, guess, solved_by
+from models.training.presets import make_config
 from models.training.runs import train
 from models.training.settings import Settings
 from models.training.texts import text_files
 from models.training.tokens import TokenBlocks, make_tokenizer
 
-__all__ = ["BORDERS", "run_books"]
+__all__ = ["BORDERS", "make_untrained", "run_books"]
 
 VALIDATION = ("persuasion",)
 TEST = ("the_war_of_the_worlds",)
@@ -74,7 +75,6 @@ def run_books(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) -
         return record
     model = done.model
     record["flops_per_token"] = flops(model) / CONTEXT
-    record |= throughput(model)
     tests = {name: blocks(read_text(file)) for name, file in zip(TEST, files(books, "test"), strict=True)}
     tests[NOVEL] = blocks(novel())
     every = torch.cat([*tests.values()])
@@ -112,6 +112,15 @@ def settings_of(cell: Cell, books: Path, rate: float) -> Settings:
     return as_large_as_convex(settings, SIZES, D_FF, make, len(make_tokenizer()))
 
 
+def make_untrained(cell: Cell, books: Path) -> PreTrainedModel:
+    """The model of a cell with first weights."""
+    settings = settings_of(cell, books, rate=1.0)
+    sizes = {"context": CONTEXT, "window": WINDOW, "levels": LEVELS, "vocab_size": len(make_tokenizer())}
+    config = make_config(settings.model, **sizes, **settings.options)
+    torch.manual_seed(cell.seed)
+    return AutoModelForCausalLM.from_config(config)
+
+
 def blocks(book: bytes) -> Tensor:
     """Blocks of a book, spread evenly over it."""
     return TokenBlocks(make_tokenizer(), [book], CONTEXT).spread(JUDGED)
@@ -122,27 +131,3 @@ def flops(model: PreTrainedModel) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(1, CONTEXT, dtype=torch.long))
     return counter.get_total_flops()
-
-
-def throughput(model: PreTrainedModel, repeats: int = 5) -> dict[str, float]:
-    """Tokens for each second of processor time, in training (forward and backward) and in reading (forward)."""
-    tokens = torch.randint(3, 200, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
-
-    def learn() -> None:
-        model(tokens, labels=tokens).loss.backward()
-
-    def read() -> None:
-        with torch.no_grad():
-            model(tokens)
-
-    found = {}
-    for name, call in (("trained_per_second", learn), ("read_per_second", read)):
-        call()
-        times = []
-        for _ in range(repeats):
-            began = time.process_time()
-            call()
-            times.append(time.process_time() - began)
-        found[name] = tokens.numel() / sorted(times)[repeats // 2]
-    model.zero_grad()
-    return found

@@ -146,10 +146,9 @@ def _ablations() -> list[Cell]:
 
 def _positions() -> list[Cell]:
     """The tree with positions that turn queries and keys, as the others have them, and with fixed sinusoids added."""
+    base = SIZES | OTHERS["tree"]
     return [
-        Cell(
-            "positions", kind, "tree", SIZES | OTHERS["tree"] | {"positions": kind}, steps=CHANGED, rate=3e-3, seed=seed
-        )
+        Cell("positions", kind, "tree", base | {"positions": kind}, steps=CHANGED, rate=3e-3, seed=seed)
         for seed in SEEDS
         for kind in ("rotary", "sinusoidal")
     ]

@@ -67,9 +67,10 @@ def associative_recall(rows: int, length: int, pairs: int, generator: torch.Gene
 
         0 … 0   k₁ v₁ k₂ v₂ … k_P v_P   k_a v_a k_b v_b …
 
-    Noise, token 0, comes first, up to 15 tokens of it, for each row its own number. Keys are of the lower half of the vocabulary, values of the upper. After the pairs keys come at random, each
-    followed by its value, which is to be guessed. It stands next to the key wherever that was seen before, so the
-    distance to the nearest of these places says how far a model has to look.
+    Noise, token 0, comes first, up to 15 tokens of it, as many as each row's chance has it. Keys are of the lower half
+    of the vocabulary, values of the upper. After the pairs keys come at random, each followed by its value, which is to
+    be guessed. It stands next to the key wherever that was seen before, so the distance to the nearest of these places
+    says how far a model has to look.
 
     Raises:
         ValueError: `length` is odd, or leaves no room for a question; or there are not so many keys.

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 __all__ = ["learn_subwords"]
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+PAD, END = "<pad>", "</s>"
 
 
 def learn_subwords(texts: Iterable[str], size: int, folder: Path) -> str:
@@ -20,16 +20,16 @@ def learn_subwords(texts: Iterable[str], size: int, folder: Path) -> str:
 
     Args:
         texts: To learn from.
-        size: Number of tokens, those of the 256 bytes and the three special ones included.
+        size: Number of tokens at most, those of the 256 bytes and the two special ones included.
         folder: New, or empty.
 
     Returns:
         The folder, as the name of a tokenizer.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD, END, UNKNOWN]
+    special = [PAD, END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts,
@@ -39,6 +39,6 @@ def learn_subwords(texts: Iterable[str], size: int, folder: Path) -> str:
         single=f"$A {END}", special_tokens=[(END, special.index(END))]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
     ).save_pretrained(folder)
     return str(folder)

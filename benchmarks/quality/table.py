@@ -6,26 +6,25 @@ It prints the tables; ``--write docs/quality.md`` puts them between the markers 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.quality.experiments import (
     BATCH,
-    CHANGED,
     CONTEXT,
     EXACT,
     EXPERIMENTS,
-    LONG,
     RATES,
-    UNCHANGED,
     WINDOW,
 )
 from benchmarks.quality.memory import DISTANCES, STAGES
 from benchmarks.quality.results import DEFAULT, read
+from benchmarks.quality.speed import Speed, read_speeds
 from benchmarks.table import replace
 
 BEGIN, END = "<!-- benchmark:quality -->", "<!-- /benchmark:quality -->"
@@ -44,25 +43,27 @@ CALLED = {
 
 Record = dict[str, Any]
 Groups = dict[str, list[Record]]
+Speeds = dict[str, tuple[Speed, Speed]]
 
 
-def markdown(records: list[Record]) -> str:
+def markdown(records: list[Record], speeds: Speeds) -> str:
     """The tables of all experiments that have results."""
     records = current(records)
     parts = [introduction(records)]
-    changed = f"{CHANGED} steps"
     makers: dict[str, tuple[str, Callable[[Groups], str]]] = {
-        "books": ("Models of equal size on books", books),
-        "unrolled": (f"Trained through an approximation, {changed}", unrolled),
-        "ablations": (f"Parts left out or changed (convex unless named), {changed}", ablations),
+        "books": ("Models of equal size on books", partial(books, speeds=speeds)),
+        "unrolled": ("Trained through an approximation", partial(unrolled, speeds=speeds)),
+        "ablations": ("Parts left out or changed (convex unless named)", ablations),
+        "positions": ("Positions of the hierarchical decoder", ablations),
         "sentiment": ("Sentiment of film reviews", sentiment),
         "translation": ("English to German", translation),
-        "recall": ("Tasks of memory", recall),
+        "recall": ("Memory: associative recall", memory),
+        "copy": ("Memory: selective copying", memory),
     }
     for name, (title, make) in makers.items():
         groups = by_name(records, name)
         if groups:
-            parts.append(f"### {title}\n\n{make(groups)}")
+            parts.append(f"### {title}\n\n{trained(groups)}\n\n{make(groups)}")
     return "\n\n".join(parts)
 
 
@@ -85,20 +86,31 @@ def introduction(records: list[Record]) -> str:
     dates = sorted(record["date"][:10] for record in records)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items() if version)
+    revisions = dict.fromkeys(record["revision"][:7] for record in records)
     return (
-        f"Bytes of nine books in rows of {CONTEXT:,}, {BATCH} a step, {LONG:,} steps "
-        f"({LONG * BATCH * CONTEXT / 1e6:.1f} million bytes), AdamW, cosine schedule, float32; two layers of 128 "
-        "channels, the feed-forward width chosen so that all have the same number of parameters within 2 %. Learning "
-        f"rates of {' and '.join(f'{rate:g}' for rate in RATES)} were tried for every model on the validation book, in "
-        "shorter runs. Judged on two other books. The mean over seeds, and their standard deviation where there are "
-        "several; differences are between models of the same seeds. Tokens per second of processor time, one thread, "
-        "on a machine that others used too. "
-        "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do elementwise is not "
-        f"counted. Made by `python -m benchmarks.quality`, {when}, with {versions}."
+        "The mean over seeds, and their standard deviation where there are several; differences are between models of "
+        "the same seeds. AdamW, cosine schedule, float32; the feed-forward width is chosen so that all models of an "
+        "experiment have the same number of parameters. On books: bytes of nine of them in rows of "
+        f"{CONTEXT:,}, two layers of 128 channels (the tree has one, with two attentions for every level), judged on "
+        "two other books. The contenders learn at the rate that was best for them on a validation book, of "
+        f"{', '.join(f'{rate:g}' for rate in RATES)} tried in shorter runs; in other experiments all have one rate. "
+        "FLOPs of a forward pass, counted by torch, full attention over all pairs; what solvers do "
+        "elementwise is not counted. Tokens for each second of the processor and their ratio to the plain "
+        "transformer's, one thread, all models in turn with first weights (`python -m benchmarks.quality.speed`), on a "
+        f"machine that others use too. Made by `python -m benchmarks.quality`, {when}, revisions "
+        f"{', '.join(revisions)}, with {versions}."
     )
 
 
-def books(groups: Groups) -> str:
+def trained(groups: Groups) -> str:
+    """Says how long the models of an experiment learned."""
+    cell = next(iter(groups.values()))[0]
+    rate = "each at its own rate" if cell["experiment"] == "books" else f"rate {cell['rate']:g}"
+    of_shortest = " at first; a quarter of that at each longer length" if "64" in cell else ""
+    return f"{cell['steps']:,} steps of {cell['batch']} row{'s' * (cell['batch'] > 1)}{of_shortest}, {rate}."
+
+
+def books(groups: Groups, speeds: Speeds) -> str:
     """One line for each model."""
     return lines(
         [
@@ -111,16 +123,15 @@ def books(groups: Groups) -> str:
                 "seeds": len(group),
                 "parameters": f"{group[0]['parameters']:,}",
                 "learning rate": f"{group[0]['rate']:g}",
-                "learned/s": speed(group, "trained_per_second"),
-                "read/s": speed(group, "read_per_second"),
                 "MFLOP per token": f"{group[0]['flops_per_token'] / 1e6:.2f}",
             }
+            | speed(speeds.get(f"books: {name}"))
             for name, group in groups.items()
         ]
     )
 
 
-def unrolled(groups: Groups) -> str:
+def unrolled(groups: Groups, speeds: Speeds) -> str:
     """One line for each way to approximate."""
     return lines(
         [
@@ -130,8 +141,8 @@ def unrolled(groups: Groups) -> str:
                 "the same, solved exactly": spread(own["test_exact"] for own in group),
                 "against exact": against(group, groups.get(EXACT, [])),
                 "seeds": len(group),
-                "learned/s": speed(group, "trained_per_second"),
             }
+            | speed(speeds.get(f"unrolled: {name}"))
             for name, group in groups.items()
         ]
     )
@@ -139,14 +150,14 @@ def unrolled(groups: Groups) -> str:
 
 def ablations(groups: Groups) -> str:
     """One line for each change."""
+    first = next(iter(groups.values()))
     return lines(
         [
             {
                 "": name,
                 "bits per byte": spread(own["test"] for own in group),
-                "against the first line": against(group, groups.get(UNCHANGED, [])),
+                "against the first line": against(group, first),
                 "seeds": len(group),
-                "learned/s": speed(group, "trained_per_second"),
             }
             for name, group in groups.items()
         ]
@@ -186,25 +197,19 @@ def translation(groups: Groups) -> str:
     )
 
 
-def recall(groups: Groups) -> str:
-    """One line for each task, length and model: the share that was guessed, by how far back the answer stands."""
+def memory(groups: Groups) -> str:
+    """One line for each length and model: the share that was guessed, by how far back the answer stands."""
     parts = [f"{low + 1:,} to {high:,}" for low, high in pairwise(DISTANCES)]
     rows = []
     for length in STAGES:
         for name, group in groups.items():
-            model, task = name.split(", ")
             judged = [own[str(length)] for own in group]
-            row = {
-                "task": task,
-                "tokens": f"{length:,}",
-                "": CALLED[model],
-                "guessed": spread(own["test_accuracy"] for own in judged),
-            }
+            row = {"tokens": f"{length:,}", "": CALLED[name], "guessed": spread(own["test_accuracy"] for own in judged)}
             for place, part in enumerate(parts):
                 found = [own["test_by_distance"][place] for own in judged]
                 row[part] = spread(known) if (known := [value for value in found if value is not None]) else ""
             rows.append(row | {"seeds": len(group), "parameters": f"{group[0]['parameters']:,}"})
-    return lines(sorted(rows, key=lambda row: row["task"], reverse=True))
+    return lines(rows)
 
 
 def against(group: list[Record], base: list[Record]) -> str:
@@ -221,9 +226,12 @@ def spread(values: Iterable[float], digits: int = 3, *, signed: bool = False) ->
     return middle + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def speed(group: list[Record], name: str) -> str:
-    """The median of tokens per second."""
-    return f"{median(own[name] for own in group):,.0f}"
+def speed(measured: tuple[Speed, Speed] | None) -> dict[str, str]:
+    """Columns for tokens per second in learning and reading, and in brackets how many times the plain transformer's."""
+    names = ("learned/s", "read/s")
+    if measured is None:
+        return dict.fromkeys(names, "")
+    return {name: f"{own.tokens:,.0f} ({own.of_plain:.2f})" for name, own in zip(names, measured, strict=True)}
 
 
 def lines(rows: list[Record]) -> str:
@@ -272,9 +280,10 @@ def main(
     if not records:
         raise typer.BadParameter(f"there are no results in {results.name} yet: run python -m benchmarks.quality first.")
     if write is None:
-        typer.echo(markdown(records))
+        typer.echo(markdown(records, read_speeds()))
         return
-    write.write_text(replace(write.read_text(encoding="utf-8"), markdown(records), BEGIN, END), encoding="utf-8")
+    page = replace(write.read_text(encoding="utf-8"), markdown(records, read_speeds()), BEGIN, END)
+    write.write_text(page, encoding="utf-8")
     draw(records, write.parent / PICTURE)
     typer.echo(f"wrote the tables into {write.name}, and {PICTURE}")
 

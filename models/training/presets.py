@@ -31,7 +31,8 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
         window: Cells, of MAHA at the finer scales, or tokens that a query sees.
         levels: Of the tree.
         options: Of `MAHAConfig`, by their names there. A transformer of one scale takes those that do not belong to
-            scales and their fusion, the tree those of size; what they have no use for is left out.
+            scales and their fusion, the tree those of size and `positions`, which are rotary unless given; what they
+            have no use for is left out.
 
     Raises:
         ValueError: There is no such model or option, or an option is out of its range.

@@ -64,7 +64,8 @@ def train(
         say: Takes lines of words about how it goes.
         bar: Whether to show a progress bar, rather than say a line at every step that is logged.
         task: Rows of the caller's own, in place of what the settings name; such a run cannot be resumed.
-        start: A model to go on from, which learns in place; its options are those of the settings. None: a new one.
+        start: A model to go on from, which learns in place. What the settings and `tokens` say of the model is then for
+            the record only. None: a new one.
         tokens: Their `vocab_size` and special tokens, in place of the tokenizer's.
 
     Raises:
@@ -128,10 +129,10 @@ def _run(
     task = make_task(settings, tokenizer) if task is None else task
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     made = {"vocab_size": len(tokenizer), **special, **tokens}
-    model = make_model(settings, task, **made) if start is None else start
-    over = checkpoint is not None and step_of(checkpoint) >= settings.steps
-    if over:  # the trainer would take one step too many
-        model = task.model_class.from_pretrained(cast(Path, checkpoint))
+    if checkpoint is not None:  # of whatever options it was made with, whatever they are by default today
+        model = task.model_class.from_pretrained(checkpoint)
+    else:
+        model = make_model(settings, task, **made) if start is None else start
     parameters = model.num_parameters()
     arguments = _arguments(settings, folder, bar)
     trainer = SafeTrainer(
@@ -149,8 +150,8 @@ def _run(
     if main:
         settings.save(folder)
         say(f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from.")
-    if over:
-        trainer.state = TrainerState.load_from_json(str(cast(Path, checkpoint) / TRAINER_STATE_NAME))
+    if checkpoint is not None and step_of(checkpoint) >= settings.steps:  # the trainer would take one step too many
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     else:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     last = trainer.state.log_history[-1] if trainer.state.log_history else {}

@@ -14,6 +14,7 @@ from causality import (
     random_ids,
 )
 from maha import VARIANTS, VOCAB, build
+from torch import nn
 
 from models import CausalLanguageModel, EncoderDecoder, MAHATransformer
 from solvers import available_solvers
@@ -26,6 +27,18 @@ HEURISTIC_SETS = {"softmax": "simplex", "mean": "simplex", "mirror_descent": "si
 
 def hidden(model):
     return lambda ids, mask=None: model(ids, mask)[0]
+
+
+@pytest.mark.parametrize("d_model", [64, 256])
+def test_first_weights_keep_their_gain_at_every_width(d_model):
+    torch.manual_seed(0)
+    model = MAHATransformer(VOCAB, d_model=d_model, num_heads=2, num_layers=1, max_len=50)
+    maps = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
+    drawn = [weight for weight in maps if weight.any()]  # those of a fusion begin at 0
+    assert len(drawn) > 10
+    for weight in drawn:
+        gain = weight.std() * weight.shape[1] ** 0.5
+        assert abs(gain / (0.02 * 768**0.5) - 1) < 5 / (2 * weight.numel()) ** 0.5  # five standard errors
 
 
 # --- Nothing leaks ----------------------------------------------------------------------------------------------------

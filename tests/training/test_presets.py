@@ -78,6 +78,11 @@ def test_a_plain_transformer_is_the_usual_one():
     torch.testing.assert_close(model(ids)[0], model.final_norm(x), rtol=0, atol=1e-12)  # float64 rounding
 
 
+def test_the_tree_turns_its_queries_and_keys_unless_told_otherwise():
+    assert make("tree").decoder.positions == "rotary"
+    assert make("tree", positions="sinusoidal").decoder.positions == "sinusoidal"
+
+
 def test_unknown_models_and_options_are_named():
     with pytest.raises(ValueError, match=r"model must be one of maha, plain, .*, but got 'bert'"):
         make("bert")
