@@ -25,8 +25,8 @@ from models.training.tasks import Rows, Task
 
 __all__ = ["DISTANCES", "STAGES", "Memory", "associative_recall", "run_memory", "selective_copy"]
 
-VOCABULARY = 640
-STAGES = {64: 1.0, 256: 0.25, 1024: 0.25, 4096: 0.25}
+VOCABULARY = 520
+STAGES = {64: 1.0, 256: 0.15, 1024: 0.15, 4096: 0.15}
 """Tokens of a row, and steps at this length as a share of those at the first."""
 
 TOKENS_PER_PAIR, KEPT = 16, 16
@@ -139,7 +139,7 @@ def run_memory(cell: Cell, data: Path, rate: float, say: Callable[[str], None]) 
     record: dict[str, Any] = {}
     for length, share in STAGES.items():
         test = memory(TESTED, length, generator)
-        steps, batch = round(cell.steps * share), cell.batch * min(STAGES) // length
+        steps, batch = round(cell.steps * share), max(1, cell.batch * min(STAGES) // length)
         learned = memory(steps * batch, length, generator)  # none is seen twice
         settings = Settings(
             model=cell.model,

@@ -106,8 +106,8 @@ def trained(groups: Groups) -> str:
     """Says how long the models of an experiment learned."""
     cell = next(iter(groups.values()))[0]
     rate = "each at its own rate" if cell["experiment"] == "books" else f"rate {cell['rate']:g}"
-    of_shortest = " at first; a quarter of that at each longer length" if "64" in cell else ""
-    return f"{cell['steps']:,} steps of {cell['batch']} row{'s' * (cell['batch'] > 1)}{of_shortest}, {rate}."
+    of_shortest = " at first, fewer and of fewer rows at each longer length" if "64" in cell else ""
+    return f"{cell['steps']:,} steps of {cell['batch']} row{'s' * (cell['batch'] > 1)}{of_shortest}; {rate}."
 
 
 def books(groups: Groups, speeds: Speeds) -> str:

@@ -43,7 +43,7 @@ def test_every_experiment_has_its_table(tmp_path):
     page = markdown(records, read_speeds(tmp_path / "speed.json"))
     assert page.count("### ") == len(EXPERIMENTS) - 1  # the tuning has none
     for line in (
-        "2,400 steps of 1 row, each at its own rate.",
+        "2,400 steps of 1 row; each at its own rate.",
         "| MAHA, convex | 2.500 | 2.900 | 2.600 | +0.000 | 1 | 1,234 | 0.001 | 2.00 | 683 (2.00) | 205 (0.38) |",
         "| MAHA, nash | 2.500 | 2.900 | 2.600 | +0.000 | 1 | 1,234 | 0.001 | 2.00 |  |  |",
         "| mirror_descent, 10 steps | 2.500 | 2.250 | +0.000 | 1 |  |  |",
@@ -52,7 +52,7 @@ def test_every_experiment_has_its_table(tmp_path):
         "| MAHA, convex | 0.750 | 1 | 1,234 |",
         "| logistic regression on TF-IDF | 0.800 |  |  |",
         "| plain transformer, full attention | 1.5 | 20.0 | 1 | 1,234 |",
-        "1,200 steps of 64 rows at first; a quarter of that at each longer length, rate 0.001.",
+        "2,000 steps of 64 rows at first, fewer and of fewer rows at each longer length; rate 0.001.",
         "| 256 | MAHA, convex | 0.750 | 0.900 | 0.400 |  |  | 1 | 1,234 |",
         "| 4,096 | sliding window of 64, same convolutions | 0.500 | 0.900 | 0.400 | 0.200 |  | 1 | 1,234 |",
     ):
