@@ -76,7 +76,10 @@ class Cell:
     seed: int = 0
 
     def key(self) -> str:
-        """What tells it from all others, settings included."""
+        """What tells it from all others: its settings.
+
+        The constants of a task's module are not among them: who changes one removes the cells of that task.
+        """
         return repr(sorted(asdict(self).items()))
 
 
