@@ -192,7 +192,7 @@ def _memory(experiment: str) -> list[Cell]:
     models |= {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
     models |= {"window-conv": ("window-conv", RECALL_SIZES)}
     return [
-        Cell(experiment, name, model, options, steps=2000, batch=64, rate=3e-3, seed=seed)
+        Cell(experiment, name, model, options, steps=1000, batch=64, rate=3e-3, seed=seed)
         for seed in SEEDS
         for name, (model, options) in models.items()
     ]

@@ -25,11 +25,11 @@ from models.training.tasks import Rows, Task
 
 __all__ = ["DISTANCES", "STAGES", "Memory", "associative_recall", "run_memory", "selective_copy"]
 
-VOCABULARY = 520
+VOCABULARY = 320
 STAGES = {64: 1.0, 256: 0.15, 1024: 0.15, 4096: 0.15}
 """Tokens of a row, and steps at this length as a share of those at the first."""
 
-TOKENS_PER_PAIR, KEPT = 16, 16
+TOKENS_PER_PAIR, KEPT = 32, 16
 """Tokens of a row for each pair that is to be recalled; tokens that are to be copied, at any length."""
 
 LEAD = 16

@@ -52,7 +52,7 @@ def test_every_experiment_has_its_table(tmp_path):
         "| MAHA, convex | 0.750 | 1 | 1,234 |",
         "| logistic regression on TF-IDF | 0.800 |  |  |",
         "| plain transformer, full attention | 1.5 | 20.0 | 1 | 1,234 |",
-        "2,000 steps of 64 rows at first, fewer and of fewer rows at each longer length; rate 0.001.",
+        "1,000 steps of 64 rows at first, fewer and of fewer rows at each longer length; rate 0.001.",
         "| 256 | MAHA, convex | 0.750 | 0.900 | 0.400 |  |  | 1 | 1,234 |",
         "| 4,096 | sliding window of 64, same convolutions | 0.500 | 0.900 | 0.400 | 0.200 |  | 1 | 1,234 |",
     ):

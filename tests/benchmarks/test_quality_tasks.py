@@ -78,7 +78,7 @@ def test_a_model_that_sees_so_far_is_right_so_far():
 def test_lengths_without_room_are_refused():
     with pytest.raises(ValueError, match=r"even and above 2·pairs \+ 16 = 26, but got 26"):
         associative_recall(1, 26, 5, torch.Generator())
-    with pytest.raises(ValueError, match="below 260, the number of keys, but got 260"):
-        associative_recall(1, 4096, 260, torch.Generator())
+    with pytest.raises(ValueError, match="below 160, the number of keys, but got 160"):
+        associative_recall(1, 4096, 160, torch.Generator())
     with pytest.raises(ValueError, match=r"at least 3·kept \+ 1 = 16, but got 15"):
         selective_copy(1, 15, 5, torch.Generator())
