@@ -24,6 +24,12 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "softmax": {"aggregation_strategy": "convex", "normalise": True, "solver": "softmax"},
     "gate": {"aggregation_strategy": "gate"},
 }
+KEPT_ON: dict[str, dict[str, Any]] = {
+    "convex, from the mean": FUSIONS["convex"] | {"target": "residual"},
+    "convex, ridge 1": FUSIONS["convex"] | {"ridge": 1.0},
+}
+"""Programs that switch fewer scales off: one whose answer starts at the mean, one that is drawn to even weights."""
+
 OTHERS: dict[str, dict[str, Any]] = {
     "window": {},
     "window-conv": {},
@@ -186,10 +192,10 @@ def _encoders(experiment: str, names: Sequence[str], steps: int, batch: int) -> 
     ]
 
 
-def _memory(experiment: str) -> list[Cell]:
+def _memory(experiment: str, fusions: dict[str, dict[str, Any]]) -> list[Cell]:
     """Does what was seen far back reach a token? Steps and rows are those of the shortest length."""
     models = {"plain": ("plain", RECALL_SIZES)}
-    models |= {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in FUSIONS.items()}
+    models |= {name: ("maha", RECALL_SIZES | SCALES | fusion) for name, fusion in fusions.items()}
     models |= {"window-conv": ("window-conv", RECALL_SIZES)}
     return [
         Cell(experiment, name, model, options, steps=1000, batch=64, rate=3e-3, seed=seed)
@@ -206,8 +212,8 @@ EXPERIMENTS: dict[str, Callable[[], list[Cell]]] = {
     "positions": _positions,
     "sentiment": _sentiment,
     "translation": _translation,
-    "recall": lambda: _memory("recall"),
-    "copy": lambda: _memory("copy"),
+    "recall": lambda: _memory("recall", FUSIONS | KEPT_ON),
+    "copy": lambda: _memory("copy", FUSIONS),
 }
 
 

@@ -33,6 +33,8 @@ CALLED = {
     "convex": "MAHA, convex",
     "nash": "MAHA, nash",
     "mean": "MAHA, mean of the scales",
+    "convex, from the mean": "MAHA, convex, target that starts at the mean",
+    "convex, ridge 1": "MAHA, convex, ridge 1",
     "softmax": "MAHA, softmax of scores",
     "gate": "MAHA, softmax gate",
     "window-conv": f"sliding window of {WINDOW}, same convolutions",
