@@ -29,6 +29,8 @@ from benchmarks.table import replace
 
 BEGIN, END = "<!-- benchmark:quality -->", "<!-- /benchmark:quality -->"
 PICTURE = "quality.png"
+SMOOTHED = 40
+"""Points of a curve, each of five steps, that are averaged in the picture."""
 CALLED = {
     "convex": "MAHA, convex",
     "nash": "MAHA, nash",
@@ -257,11 +259,12 @@ def draw(records: list[Record], path: Path) -> None:
         style = {"color": f"C{place}", "label": CALLED[name], "linestyle": "-" if place < 5 else "--"}
         curves = [[(step, loss) for step, loss, _ in own["curve"] if loss is not None] for own in group]
         steps, losses = np.array(curves).mean(0).T
-        learning.plot(steps * BATCH * CONTEXT / 1e6, losses / np.log(2), linewidth=1, **style)
+        bits = np.convolve(losses / np.log(2), np.full(SMOOTHED, 1 / SMOOTHED), "valid")
+        learning.plot(steps[SMOOTHED - 1 :] * BATCH * CONTEXT / 1e6, bits, linewidth=1, **style)
         bits = np.array([own["test_by_position"] for own in group])
         middles = np.sqrt(np.maximum(BORDERS[:-1], 1) * np.array(BORDERS[1:]))
         positions.plot(middles, bits.mean(0), marker="o", markersize=3, **style)
-    learning.set(xlabel="bytes learned from (millions)", ylabel="bits per byte, in training", ylim=(None, 4))
+    learning.set(xlabel="bytes learned from (millions)", ylabel="bits per byte, in training", ylim=(None, 3.5))
     learning.set_title("Learning")
     positions.set(xscale="log", xlabel="position in the context (bytes)", ylabel="bits per byte, test book")
     positions.set_title("What the far field is worth")
