@@ -10,42 +10,52 @@ import torch
 from torch import Tensor
 
 from solvers.standard_form import StandardForm
+from solvers.status import Status
+
+SINGULAR = 1e-6
+"""The relative residual above which the linear system of a gradient counts as unsolved."""
 
 
-def find_faults(problem: StandardForm, *, monotone: bool = False) -> list[tuple[str, Tensor]]:
-    """Every kind of fault with the items that have it, each ``(message, (B,) bool)``.
+class ConvergenceError(RuntimeError):
+    """An answer, or a gradient, is none, and the caller asked to be stopped by that."""
 
-    Args:
-        problem: The problem.
-        monotone: Whether to ask for ``½(M + Mᵀ)`` positive semidefinite as well, up to rounding.
-    """
+
+def find_faults(problem: StandardForm) -> list[tuple[str, Tensor, Status]]:
+    """Every kind of fault with the items that have it, each ``(message, (B,) bool, status)``."""
     l1 = problem.linear_l1 if problem.l1 is None else problem.l1
-    faults = [("M holds NaN or Inf", ~problem.M.isfinite().flatten(0, 1).all(0))]
+    faulty, infeasible = Status.FAULTY_DATA, Status.INFEASIBLE
+    faults = [("M holds NaN or Inf", ~problem.M.isfinite().flatten(0, 1).all(0), faulty)]
     if l1 is not None:
-        faults.append(("l1 holds NaN or Inf", ~l1.isfinite().all(0)))
-        faults.append(("l1 is negative", (l1 < 0).any(0)))
+        faults.append(("l1 holds NaN or Inf", ~l1.isfinite().all(0), faulty))
+        faults.append(("l1 is negative", (l1 < 0).any(0), faulty))
     if problem.linear_l1 is None or bool(problem.linear_l1.isfinite().all()):  # else it is not q's own fault
-        faults.append(("q holds NaN or Inf", ~problem.q.isfinite().all(0)))
-    if problem.exists is not None:
-        faults.append(("mask leaves no coordinate", ~problem.exists.any(0)))
+        faults.append(("q holds NaN or Inf", ~problem.q.isfinite().all(0), faulty))
     lower, upper, _ = problem.bounds_and_l1()
     if problem.lower is not None or problem.upper is not None:
-        faults.append(("lower or upper holds NaN", (lower.isnan() | upper.isnan()).any(0)))
-        faults.append(("lower is above upper", (lower > upper).any(0)))
-        faults.append(("lower is inf or upper is -inf", ((lower == torch.inf) | (upper == -torch.inf)).any(0)))
+        faults.append(("lower or upper holds NaN", (lower.isnan() | upper.isnan()).any(0), faulty))
+        faults.append(("the set is empty: lower is above upper", (lower > upper).any(0), infeasible))
+        endless = ((lower == torch.inf) | (upper == -torch.inf)).any(0)
+        faults.append(("the set is empty: lower is inf or upper is -inf", endless, infeasible))
     if problem.total is not None:
         total = problem.total
-        rounding = 1e2 * torch.finfo(total.dtype).eps
-        least, most = lower.sum(0), upper.sum(0)
-        faults.append(("total holds NaN or Inf", ~total.isfinite()))
-        below = total < least - rounding * (total.abs() + lower.clamp(min=-1e30).abs().sum(0))
-        faults.append(("total is below the sum of lower", below))
+        faults.append(("total holds NaN or Inf", ~total.isfinite(), faulty))
+        below, above = out_of_reach(problem)
+        if problem.exists is not None:
+            nobody = ~problem.exists.any(0) & (below | above)
+            faults.append(("the set is empty: mask leaves no coordinate", nobody, infeasible))
+        faults.append(("the set is empty: total is below the sum of lower", below, infeasible))
         if problem.equality:
-            above = total > most + rounding * (total.abs() + upper.clamp(max=1e30).abs().sum(0))
-            faults.append(("total is above the sum of upper", above))
-    if monotone:
-        faults.append(("M is not monotone: ½(M + Mᵀ) has a negative eigenvalue", ~is_monotone(problem)))
+            faults.append(("the set is empty: total is above the sum of upper", above, infeasible))
     return faults
+
+
+def out_of_reach(problem: StandardForm) -> tuple[Tensor, Tensor]:
+    """Where the total is below what the lower bounds sum to, and above the upper, beyond rounding; ``(B,)`` bool."""
+    total, (lower, upper, _) = problem.required_total, problem.bounds_and_l1()
+    rounding = 1e2 * torch.finfo(total.dtype).eps
+    below = total < lower.sum(0) - rounding * (total.abs() + lower.clamp(min=-1e30).abs().sum(0))
+    above = total > upper.sum(0) + rounding * (total.abs() + upper.clamp(max=1e30).abs().sum(0))
+    return below, above & problem.equality
 
 
 def looks_sound(problem: StandardForm, fixed_set: bool) -> bool:
@@ -76,16 +86,6 @@ def looks_sound(problem: StandardForm, fixed_set: bool) -> bool:
     return bool(sound)
 
 
-def is_monotone(problem: StandardForm) -> Tensor:
-    """Which items have ``½(M + Mᵀ)`` positive semidefinite up to rounding, ``(B,)`` bool; not those with NaN or Inf."""
-    M = problem.M.movedim(-1, 0)
-    finite = M.isfinite().flatten(1).all(1)
-    M = torch.where(finite[:, None, None], M, 0.0)
-    eigenvalues = torch.linalg.eigvalsh(0.5 * (M + M.mT))
-    rounding = 32 * problem.size * torch.finfo(M.dtype).eps
-    return finite & (eigenvalues[..., 0] >= -rounding * eigenvalues.abs().amax(-1))
-
-
 def report(messages: list[tuple[str, Tensor]], batch_shape: list[int], on_failure: str, error: type[Exception]) -> None:
     """Raises or warns about the items that ``messages`` point at, naming the first offending batch index of each.
 
@@ -114,6 +114,48 @@ def report(messages: list[tuple[str, Tensor]], batch_shape: list[int], on_failur
     if on_failure == "raise":
         raise error("; ".join(found) + ".")
     warnings.warn("; ".join(found) + ".", stacklevel=_frames_of_ours())
+
+
+def report_failures(status: Tensor, residual: Tensor, tol: float, batch_shape: list[int], on_failure: str) -> None:
+    """Raises `ConvergenceError` or warns about the items whose `Status`, ``(B,)``, is not solved.
+
+    Args:
+        status: The status of each item.
+        residual: Its relative residual.
+        tol: What was asked for.
+        batch_shape: The user's batch dimensions.
+        on_failure: ``"raise"``, ``"warn"`` or ``"ignore"``.
+    """
+    if on_failure == "ignore" or bool((status == Status.SOLVED).all()):
+        return
+    messages = []
+    for kind in (Status.ITERATION_LIMIT, Status.UNBOUNDED, Status.NOT_MONOTONE):
+        items = status == kind
+        if bool(items.any()):
+            message = kind.message
+            if kind == Status.ITERATION_LIMIT:
+                message = f"not solved to tol={tol:g}, residual up to {float(residual[items].max()):.1e}"
+            messages.append((message, items))
+    report(messages, batch_shape, on_failure, ConvergenceError)
+
+
+def report_gradient(residual: Tensor, batch_shape: list[int], on_failure: str) -> None:
+    """Raises `ConvergenceError` or warns about the items whose gradient solves its linear system to no more than this.
+
+    Args:
+        residual: ``(B,)``, relative, see `solvers.kkt.KKTSolution`.
+        batch_shape: The user's batch dimensions.
+        on_failure: ``"raise"``, ``"warn"`` or ``"ignore"``.
+    """
+    if on_failure == "ignore":
+        return
+    unsolved = residual > SINGULAR
+    if bool(unsolved.any()):
+        message = (
+            "the weights are not differentiable: the active equations depend on each other, so the gradient is their "
+            f"least-squares solution of least norm, residual up to {float(residual.max()):.1e}"
+        )
+        report([(message, unsolved)], batch_shape, on_failure, ConvergenceError)
 
 
 def _frames_of_ours() -> int:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from solvers.natural import residual_and_tolerance
+from solvers.natural import relative_residual, tolerance_of
 from solvers.standard_form import StandardForm, is_tracing
 
 State = tuple[Tensor, ...]
@@ -50,7 +50,7 @@ def iterate(
         method: Where to start, and one iteration.
         problem: The problem.
         steps: A fixed number of iterations, or ``None`` for as many as the tolerance asks.
-        tol: Relative tolerance of the natural residual (see `residual_and_tolerance`).
+        tol: Relative tolerance of the natural residual (see `solvers.natural.natural_map`).
         max_iter: Bound on the number of iterations.
 
     Returns:
@@ -74,8 +74,7 @@ def iterate(
         if k % CHECK_EVERY and k < max_iter:
             continue
         with torch.no_grad():
-            residual, tolerance = residual_and_tolerance(problem, state[0], tol)
-            leaving = (residual <= tolerance) | (k == max_iter)
+            leaving = (relative_residual(problem, state[0]) <= tolerance_of(problem, tol)) | (k == max_iter)
             gone, rest = leaving.nonzero()[:, 0], (~leaving).nonzero()[:, 0]
         if gone.numel():
             finished.append(active[gone])

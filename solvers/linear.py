@@ -23,7 +23,7 @@ def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tens
     """
     differentiated = torch.is_grad_enabled() and (A.requires_grad or b.requires_grad)
     if (prefers_elimination(A) if eliminate is None else eliminate) and not differentiated:
-        return _eliminate(A, b)
+        return gauss_jordan(A, b)[0]
     return torch.linalg.solve_ex(A.permute(2, 0, 1), b.permute(2, 1, 0)).result.permute(2, 1, 0).contiguous()
 
 
@@ -32,17 +32,22 @@ def prefers_elimination(A: Tensor) -> bool:
     return A.shape[0] <= ELIMINATE_UP_TO_SIZE and A.shape[-1] >= ELIMINATE_FROM_BATCH
 
 
-def _eliminate(A: Tensor, b: Tensor) -> Tensor:
-    """Gauss-Jordan elimination of ``[A | b]``, columns first so that what is left of it stays contiguous."""
+def gauss_jordan(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``A⁻¹ b`` and the pivots ``(L, B)``: Gauss-Jordan elimination of ``[A | b]`` without pivoting, elementwise.
+
+    Columns come first, so that what is left of the matrix stays contiguous.
+    """
     T = torch.cat((A.transpose(0, 1).contiguous(), b))  # cat is slow with a transposed part
     L = A.shape[0]
+    pivots = []
     for k, column in enumerate(T.unbind()[:L]):
         rest = T[k + 1 :]
         pivot_row = rest.select(1, k)
+        pivots.append(column[k])
         row = pivot_row / column[k]
         rest.addcmul_(row.unsqueeze(1), column, value=-1)
         pivot_row.copy_(row)
-    return T[L:]
+    return T[L:], torch.stack(pivots)
 
 
 def solve_pieces(

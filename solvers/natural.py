@@ -1,6 +1,13 @@
-r"""The natural map ``w ↦ prox(w − (Mw + q))``: its fixed points are the solutions.
+r"""The natural map ``w ↦ prox_γ(w − γ(Mw + q))``: for every step ``γ > 0`` its fixed points are the solutions.
 
-What it says about given weights is all that a certificate and a gradient need to know of them, so it is taken once.
+Weights and ``Mw + q`` have different units, so the steps, in units of weights per slope, are taken from the data::
+
+    b = |q| + λ + |M||w|               the size of a slope,
+    a = min(max(b / d, |w|), reach)    the size of a weight, with the stiffness d of the coordinate and the reach of the set,
+    γ = a / b
+
+With a sum all coordinates share their unit and sizes are those of the item; without one every coordinate has its own.
+What the map says about given weights is all that a certificate and a gradient need to know of them: taken once.
 """
 
 from __future__ import annotations
@@ -15,55 +22,167 @@ from solvers.standard_form import StandardForm
 from solvers.sums import ordered_sum
 
 TIE = 1e3
-"""Width of a tie, in roundings of the largest weight or force."""
+"""Width of a tie, in roundings of the size of a weight."""
+RUNAWAY = 1e3
+"""How much larger than the data explain a slope may be before the residual is measured by the data alone."""
 
 
 class NaturalMap(NamedTuple):
     """What the natural map says about weights ``w``.
 
     Attributes:
-        residual: ``(B,)``, the natural residual ``‖w − prox(w − (Mw + q))‖_∞``.
-        tolerance: ``(B,)``, what it may be.
+        residual: ``(B,)``, the relative natural residual, see `natural_map`.
+        tolerance: What it may be, a number.
         on: The linear pieces of the map, where a coordinate that ties with a threshold counts as held and a budget that
             is just spent as tight.
     """
 
     residual: Tensor
-    tolerance: Tensor
+    tolerance: float
     on: Pieces
 
 
-def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
-    """The natural residual of ``w``, ``(L, B)``, what it may be for a relative tolerance ``tol``, and the pieces.
+class Sizes(NamedTuple):
+    """How large weights and slopes are, ``(B,)`` with a sum, ``(L, B)`` without.
 
-    The tolerance is ``tol · min(a, b) + 16(L + 4) ε max(‖w‖_∞, b)``, with the machine epsilon ``ε`` and the sizes of
-    a weight, ``a = max(‖w‖_∞, ‖q‖_∞ / max|M_ij|)``, and of a force, ``b = ‖|M||w| + |q| + λ‖_∞``. The residual is a
-    length of ``w`` at a bound and a length of ``Mw + q`` inside, hence the smaller of the two; the last term is what
-    rounding alone puts into it.
+    Attributes:
+        weight: ``a``, 0 where only 0 is possible.
+        step: ``γ = a/b``, positive.
+        slope: ``b``.
+        stiffness: ``d``.
     """
-    residual, tolerance, thresholds, largest = _measured(problem, w, tol)
-    return NaturalMap(residual, tolerance, thresholds.pieces(TIE * torch.finfo(w.dtype).eps * largest))
+
+    weight: Tensor
+    step: Tensor
+    slope: Tensor
+    stiffness: Tensor
 
 
-def residual_and_tolerance(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """The first two of `natural_map`, each ``(B,)``."""
-    residual, tolerance, _, _ = _measured(problem, w, tol)
-    return residual, tolerance
+def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
+    """The relative natural residual of ``w``, ``(L, B)``, what it may be for a tolerance ``tol``, and the pieces.
+
+    The residual is ``max_i |w − prox_γ(w − γ(Mw + q))|_i / a_i``: relative to the size of a weight where a bound, the
+    kink or the sum is missed, to the size of a slope where ``Mw + q`` is not what it should be; it has no unit. Where
+    slopes are more than `RUNAWAY` times what the data explain, ``|q| + λ`` and what held coordinates and the total add,
+    it is relative to that: weights that run away do not excuse themselves.
+
+    The tolerance is ``tol + 16(L + 4)ε``: the machine epsilon ``ε`` times what rounding alone puts into the residual.
+    """
+    residual, thresholds, sizes = _measured(problem, w)
+    on = thresholds.pieces(TIE * torch.finfo(w.dtype).eps * sizes.weight)
+    return NaturalMap(residual, tolerance_of(problem, tol), on)
 
 
-def _measured(problem: StandardForm, w: Tensor, tol: float) -> tuple[Tensor, Tensor, Thresholds, Tensor]:
-    """Residual and tolerance, the thresholds of the map, and the largest weight or force, ``(B,)``."""
+def relative_residual(problem: StandardForm, w: Tensor) -> Tensor:
+    """The residual of `natural_map`, ``(B,)``; NaN where ``w`` is not finite."""
+    return _measured(problem, w)[0]
+
+
+def tolerance_of(problem: StandardForm, tol: float) -> float:
+    """What the residual may be, see `natural_map`."""
+    return tol + 16 * (problem.size + 4) * torch.finfo(problem.q.dtype).eps
+
+
+def without_common_slope(problem: StandardForm) -> Tensor:
+    """``q``, less its smallest entry where the sum is fixed: the multiplier takes it up, and nothing large cancels."""
+    if problem.total is None or not problem.equality:
+        return problem.q
+    q = problem.q if problem.exists is None else problem.q.where(problem.exists, torch.inf)
+    least = q.amin(0)
+    shifted = problem.q - least.where(least.isfinite(), 0.0)
+    return shifted if problem.exists is None else shifted.where(problem.exists, 0.0)
+
+
+def stiffness(problem: StandardForm) -> Tensor:
+    """How much a slope changes per weight: ``max |M_ij|``, ``(B,)``, with a sum; without one ``d``, ``(L, B)``.
+
+    There ``d_i = M_ii`` where ``|M_ij| ≤ 2√(M_ii M_jj)`` for all i, j (of positive semidefinite matrices all, without
+    the 2). Elsewhere ``√d`` balances the rows of ``max(|M|, |Mᵀ|)`` to a largest entry of 1 (Ruiz 2001). 0 for a
+    coordinate that M does not touch.
+    """
+    if problem.total is not None:
+        return problem.M.abs().amax((0, 1))
+    diagonal = problem.diagonal()
+    root = diagonal.clamp_min(0.0).sqrt()
+    magnitude = problem.M.abs()
+    odd = (magnitude > 2 * root.unsqueeze(0) * root.unsqueeze(1)).any(1).any(0)
+    if not bool(odd.any()):
+        return diagonal
+    d = diagonal.clone()
+    items = odd.nonzero()[:, 0]
+    d[:, items] = _balanced(magnitude[..., items])
+    return d
+
+
+def _balanced(magnitude: Tensor) -> Tensor:
+    S = torch.maximum(magnitude, magnitude.transpose(0, 1))
+    largest = S.amax((0, 1))
+    S = S / largest.where(largest > 0, 1.0)
+    e = torch.ones_like(S[0])
+    for _ in range(8):  # the distance from balance falls as 2^-k
+        rows = (S / (e.unsqueeze(0) * e.unsqueeze(1))).amax(1)
+        e = e * rows.sqrt().where(rows > 0, 1.0)
+    return (e * e * largest).where(S.amax(1) > 0, 0.0)
+
+
+def reach(problem: StandardForm) -> Tensor:
+    """The largest ``|w|`` of the set, inf where there is none: ``(B,)`` with a sum, ``(L, B)`` without."""
+    if problem.total is not None and problem.nonnegative:
+        return problem.total.abs()
+    lower, upper, _ = problem.bounds_and_l1()
+    if problem.total is None:
+        return torch.maximum(lower.abs(), upper.abs())
+    spare = problem.total - ordered_sum(lower)  # what one coordinate may take beyond its lower bound
+    high = torch.minimum(upper, lower + spare).nan_to_num(torch.inf)  # −inf + inf
+    return torch.maximum(lower.abs(), high.abs()).amax(0)
+
+
+def sizes_of(problem: StandardForm, w: Tensor, slope: Tensor) -> Sizes:
+    """The sizes at ``w``, from ``b`` of each coordinate, ``(L, B)``."""
+    d, most = stiffness(problem), reach(problem)
+    if problem.total is not None:
+        slope, largest = slope.amax(0), w.abs().amax(0)
+    else:
+        largest = w.abs()
+    bound = torch.maximum(most, largest).where(most > 0, torch.inf)  # where all is pinned at 0, its natural size
+    weight = torch.minimum(torch.maximum(slope / d, largest), bound)  # x/0 = inf
+    weight = weight.where(slope > 0, largest)  # no slope anywhere: every weight of the set is a solution
+    untouched = weight.isinf()  # by M, and without a bound
+    weight = weight.where(~untouched, largest.where(largest > 0, slope))
+    step = weight / slope
+    usable = step.isfinite() & (step > 0)
+    step = step.where(usable, (1 / d).where(d > 0, 1.0))
+    return Sizes(weight, step, slope, d)
+
+
+def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Sizes]:
+    """The relative residual, the thresholds of the map and the sizes."""
     products = problem.M * w
-    x = w - (ordered_sum(products, 1) + problem.q)
-    thresholds = Thresholds(problem, x)
-    residual = (w - prox_on(problem, thresholds.pieces(), x)).abs().amax(0)
+    q = without_common_slope(problem)
+    magnitude = products.abs()
+    data = q.abs() if problem.l1 is None else q.abs() + problem.l1
+    sizes = sizes_of(problem, w, data + ordered_sum(magnitude, 1))
+    x = w - sizes.step * (ordered_sum(products, 1) + q)
+    thresholds = Thresholds(problem, x, sizes.step)
+    on = thresholds.pieces()
+    distance = (w - prox_on(problem, on, x, sizes.step)).abs()
+    relative = torch.where(distance == 0, 0.0, distance / sizes.weight)  # x/0 = inf: only 0 is possible
+    explained = data + ordered_sum(magnitude * ~on.free, 1)
+    excess = _excess(problem, sizes, explained) / RUNAWAY
+    return (relative * excess.clamp_min(1.0)).amax(0), thresholds, sizes
 
-    magnitude = problem.q.abs()
-    forces = ordered_sum(products.abs(), 1) + magnitude
-    if problem.l1 is not None:
-        forces = forces + problem.l1
-    size, b = w.abs().amax(0), forces.amax(0)
-    a = torch.fmax(size, magnitude.amax(0) / problem.M.abs().amax((0, 1)))  # 0/0 leaves ‖w‖
-    largest = torch.maximum(size, b)
-    tolerance = tol * torch.minimum(a, b) + 16 * (problem.size + 4) * torch.finfo(w.dtype).eps * largest
-    return residual, tolerance, thresholds, largest
+
+def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor) -> Tensor:
+    """How many times larger than the data explain the slopes are, in the shape of the sizes.
+
+    Without a sum one coordinate's data set others in motion: in units in which all have the stiffness 1, all slopes are
+    as large as the largest.
+    """
+    d = sizes.stiffness
+    if problem.total is not None:
+        explained = explained.amax(0) + d * problem.total.abs()
+    else:
+        e = d.clamp_min(0.0).sqrt()
+        common = torch.where(d > 0, explained / e, 0.0).amax(0)
+        explained = torch.maximum(explained, e * common)
+    return torch.where(explained > 0, sizes.slope / explained, 1.0)

@@ -1,4 +1,4 @@
-"""The three steps of a solve that look at values, as operators that torch need not look into.
+"""The steps of a solve that look at values, as operators that torch need not look into.
 
 A solver stops when its numbers say so, which neither ``torch.compile`` nor ``torch.func.vmap`` can trace. Under either
 these steps run as custom operators (`torch.library`), whose shapes are known and whose inside stays eager; without,
@@ -7,48 +7,108 @@ they are plain calls. They see no gradients: those are attached afterwards.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from solvers.checks import find_faults, looks_sound, report
-from solvers.registry import make_solver
+from solvers.active import Active, active_set
+from solvers.checks import find_faults, looks_sound, report, report_failures, report_gradient
+from solvers.kkt import solve_kkt
+from solvers.natural import natural_map
+from solvers.registry import Solver, make_solver
 from solvers.standard_form import TENSORS, StandardForm, is_tracing
+from solvers.status import Status
+from solvers.unsolved import status_of
 
 CHUNK_BYTES = 2**21
 """Size of ``M`` in a piece of the batch that is worked on at once on a CPU: about a core's second-level cache."""
 
 
-class ConvergenceError(RuntimeError):
-    """An answer did not reach its tolerance, and the caller asked to be stopped by that."""
+class Certified(NamedTuple):
+    """What is found out about weights: the relative residual and the `Status`, ``(B,)`` each, and where they lie."""
+
+    residual: Tensor
+    status: Tensor
+    active: Active
 
 
-def inspect(
-    problem: StandardForm, fixed_set: bool, batch_shape: list[int], on_failure: str, check_monotone: bool
-) -> Tensor | None:
-    """Which items have sound data, ``(B,)`` bool, or ``None`` for all; raises or warns about the others.
+def inspect(problem: StandardForm, fixed_set: bool, batch_shape: list[int], on_failure: str) -> Tensor | None:
+    """The `Status` of the data of each item, ``(B,)``, or ``None`` for all sound; raises or warns about the others.
 
     ``fixed_set`` says that the set is known to be sound.
     """
-    if not check_monotone and not is_tracing(problem) and looks_sound(problem, fixed_set):
+    if not is_tracing(problem) and looks_sound(problem, fixed_set):
         return None
-    return _call(_inspect, problem, batch_shape, on_failure, check_monotone)
+    return _call(_inspect, problem, batch_shape, on_failure)
 
 
 def run(
-    problem: StandardForm, solver: str, options: dict[str, object], tol: float, max_iter: int | None
+    problem: StandardForm, kind: Hashable, options: tuple[tuple[str, object], ...], tol: float, max_iter: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Weights ``(L, B)`` and iterations ``(B,)`` of a solver, without gradients."""
-    return _call(_run, problem, solver, repr(options), tol, max_iter)
+    """Weights ``(L, B)`` and iterations ``(B,)`` of a solver, without gradients.
+
+    Args:
+        problem: The problems.
+        kind: The solver's flag, or its class.
+        options: Its options.
+        tol: Relative tolerance.
+        max_iter: Bound on the iterations.
+    """
+    return _call(_run, problem, _handle(kind, options), tol, max_iter)
 
 
-def judge(residual: Tensor, tolerance: Tensor, tol: float, batch_shape: list[int], on_failure: str) -> Tensor:
-    """Which items have a residual within its tolerance, ``(B,)`` bool; raises or warns about the others."""
-    function = _judge if is_tracing(residual) else _judge._init_fn
-    return function(residual, tolerance, tol, batch_shape, on_failure)
+def certify(
+    problem: StandardForm,
+    w: Tensor,
+    data: Tensor | None,
+    tol: float,
+    batch_shape: list[int],
+    on_failure: str,
+    *,
+    strict: bool,
+    check_monotone: bool,
+) -> Certified:
+    """Measures weights ``(L, B)``; raises or warns about those that are not a solution.
+
+    Args:
+        problem: The problems, without gradients.
+        w: ``(L, B)``.
+        data: The status of the data as from `inspect`: a status other than solved stays.
+        tol: Relative tolerance.
+        batch_shape: The user's batch dimensions.
+        on_failure: ``"raise"``, ``"warn"`` or ``"ignore"``.
+        strict: Whether items that are not solved pass no gradient on.
+        check_monotone: Whether a solution needs a monotone ``M``, see `solvers.unsolved.status_of`.
+    """
+    if data is None:
+        data = torch.zeros_like(w[0], dtype=torch.long)
+    residual, status, *active = _call(
+        _certify, problem, w.detach(), data, tol, batch_shape, on_failure, strict, check_monotone
+    )
+    return Certified(residual, status, Active(*active))
+
+
+def inverse(problem: StandardForm, active: Active, batch_shape: list[int], on_failure: str) -> Tensor:
+    """What maps ``(r, s)`` to the ``(x, ν)`` of `solve_kkt`, ``(L + 1, L + 1, B)``; reports where it is none."""
+    function = _inverse if is_tracing(problem) else _inverse._init_fn
+    M = problem.M.detach()
+    return function(M, active.stiffness, active.free, active.tight, active.passes, batch_shape, on_failure)
+
+
+_MADE: dict[int, Solver] = {}
+_HANDLES: dict[Hashable, int] = {}
+
+
+@torch._dynamo.assume_constant_result  # pyright: ignore[reportPrivateImportUsage]
+def _handle(kind: Hashable, options: tuple[tuple[str, object], ...]) -> int:
+    """A number under which an operator, which takes no objects, finds the solver with these options."""
+    key = (kind, options)
+    if key not in _HANDLES:
+        _MADE[len(_HANDLES)] = make_solver(kind, dict(options))
+        _HANDLES[key] = len(_HANDLES)
+    return _HANDLES[key]
 
 
 def _call(operator: Any, problem: StandardForm, *arguments: object) -> Any:
@@ -90,15 +150,17 @@ def _inspect(
     symmetric: bool | None,
     batch_shape: list[int],
     on_failure: str,
-    check_monotone: bool,
 ) -> Tensor:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
-    faults = find_faults(problem, monotone=check_monotone)
-    bad = torch.stack([items for _, items in faults]).any(0)
-    if bool(bad.any()):
-        nothing_left = bool(bad.all()) and on_failure == "warn"
-        report(faults, batch_shape, "raise" if nothing_left else on_failure, ValueError)
-    return ~bad
+    faults = find_faults(problem)
+    status = torch.zeros_like(q[0], dtype=torch.long)
+    for _, items, kind in faults:
+        status = torch.where(items, torch.maximum(status, torch.full_like(status, kind)), status)
+    if bool((status != Status.SOLVED).any()):
+        nothing_left = bool((status == Status.FAULTY_DATA).all()) and on_failure == "warn"
+        messages = [(message, items) for message, items, _ in faults]
+        report(messages, batch_shape, "raise" if nothing_left else on_failure, ValueError)
+    return status
 
 
 @torch.library.custom_op("maha_solvers::run", mutates_args=())
@@ -114,33 +176,74 @@ def _run(
     nonnegative: bool,
     equality: bool,
     symmetric: bool | None,
-    solver: str,
-    options: str,
+    solver: int,
     tol: float,
     max_iter: int | None,
 ) -> tuple[Tensor, Tensor]:
     problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
-    method = make_solver(solver, ast.literal_eval(options))
     if problem.batch == 0:
         return torch.zeros_like(q), torch.zeros(0, dtype=torch.long, device=q.device)
     with torch.no_grad():
-        parts = [method(chunk, tol, max_iter) for _, chunk in _chunks(problem)]
+        parts = [_MADE[solver](chunk, tol, max_iter) for _, chunk in _chunks(problem)]
     w, iterations = (_joined(column) for column in zip(*parts, strict=True))
     return w, iterations
 
 
-@torch.library.custom_op("maha_solvers::judge", mutates_args=())
-def _judge(residual: Tensor, tolerance: Tensor, tol: float, batch_shape: list[int], on_failure: str) -> Tensor:
-    converged = residual <= tolerance  # False for NaN
-    if on_failure != "ignore" and not bool(converged.all()):
-        message = f"not solved to tol={tol:g}, residual up to {float(residual[~converged].max()):.1e}"
-        report([(message, ~converged)], batch_shape, on_failure, ConvergenceError)
-    return converged
+@torch.library.custom_op("maha_solvers::certify", mutates_args=())
+def _certify(
+    M: Tensor,
+    q: Tensor,
+    lower: Tensor | None,
+    upper: Tensor | None,
+    l1: Tensor | None,
+    linear_l1: Tensor | None,
+    total: Tensor | None,
+    exists: Tensor | None,
+    nonnegative: bool,
+    equality: bool,
+    symmetric: bool | None,
+    w: Tensor,
+    data: Tensor,
+    tol: float,
+    batch_shape: list[int],
+    on_failure: str,
+    strict: bool,
+    check_monotone: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    problem = StandardForm(M, q, lower, upper, l1, linear_l1, total, exists, nonnegative, equality, symmetric)
+    parts = []
+    with torch.no_grad():
+        for items, chunk in _chunks(problem):
+            x, sound = w[:, items], data[items] == Status.SOLVED
+            found = natural_map(chunk, x, tol)
+            status = torch.where(sound, status_of(chunk, found, check_monotone), data[items])
+            passes = sound & ((status == Status.SOLVED) | (not strict))
+            parts.append((found.residual, status, *active_set(chunk, x, found.on, passes)))
+    residual, status, *active = (_joined(column).contiguous() for column in zip(*parts, strict=True))
+    failed = torch.where(data == Status.SOLVED, status, Status.SOLVED)  # faults of the data have been reported
+    report_failures(failed, residual, tol, batch_shape, on_failure)
+    return residual, status, *active  # pyright: ignore[reportReturnType]
 
 
-def _register(operator: Any, shapes: Callable[[Tensor], tuple[Tensor, ...] | Tensor]) -> None:
+@torch.library.custom_op("maha_solvers::inverse", mutates_args=())
+def _inverse(
+    M: Tensor, d: Tensor, free: Tensor, tight: Tensor, passes: Tensor, batch_shape: list[int], on_failure: str
+) -> Tensor:
+    L, B = free.shape
+    columns = []
+    eye = torch.eye(L + 1, dtype=M.dtype, device=M.device)
+    worst = torch.zeros_like(d[0], dtype=torch.float64)
+    for row in eye:  # right-hand sides, one after the other
+        x, multiplier, residual = solve_kkt(M, d, free, tight, row[:L, None].expand(L, B), row[L].expand(B))
+        columns.append(torch.cat((x, multiplier.unsqueeze(0))))
+        worst = torch.maximum(worst, residual)
+    report_gradient(torch.where(passes, worst, 0.0), batch_shape, on_failure)
+    return torch.stack(columns, 1).to(M.dtype)
+
+
+def _register(operator: Any, shapes: Callable[..., tuple[Tensor, ...] | Tensor]) -> None:
     """Gives an operator its output shapes, and batches it by widening the batch that is there already."""
-    operator.register_fake(lambda M, q, *rest: shapes(q))
+    operator.register_fake(shapes)
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         def widen(value: Any, dim: int | None) -> Any:
@@ -157,6 +260,21 @@ def _register(operator: Any, shapes: Callable[[Tensor], tuple[Tensor, ...] | Ten
     operator.register_vmap(batched)
 
 
-_register(_inspect, lambda q: q.new_empty(q.shape[-1:], dtype=torch.bool))
-_register(_run, lambda q: (torch.empty_like(q), q.new_empty(q.shape[-1:], dtype=torch.long)))
-_register(_judge, lambda residual: torch.empty_like(residual, dtype=torch.bool))
+def _fake_certified(M: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    L, B = q.shape
+    return (
+        q.new_empty(B),
+        q.new_empty(B, dtype=torch.long),
+        q.new_empty((L, B), dtype=torch.bool),
+        q.new_empty(B, dtype=torch.bool),
+        q.new_empty((L, B), dtype=torch.bool),
+        q.new_empty((L, B), dtype=torch.bool),
+        q.new_empty((L, B)),
+        q.new_empty(B, dtype=torch.bool),
+    )
+
+
+_register(_inspect, lambda M, q, *rest: q.new_empty(q.shape[-1:], dtype=torch.long))
+_register(_run, lambda M, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape[-1:], dtype=torch.long)))
+_register(_certify, _fake_certified)
+_register(_inverse, lambda M, d, free, *rest: M.new_empty((M.shape[0] + 1, M.shape[0] + 1, M.shape[-1])))

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from solvers.homotopy import follow_path
 from solvers.linear import prefers_elimination, solve_pieces
-from solvers.natural import residual_and_tolerance
+from solvers.natural import reach, relative_residual, tolerance_of
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
 from solvers.sums import ordered_sum
+from solvers.units import in_natural_units
 
 PROXIMAL_STEPS = 30
 RESTARTS = 4
@@ -58,22 +59,14 @@ class Pivot:
         """Weights ``(L, B)`` and the number of linear solves ``(B,)``; ``max_iter`` bounds each path."""
         del tol  # exact: as accurate as rounding allows
         max_pivots = 50 * (problem.size + 1) if max_iter is None else max_iter
-        problem = _without_common_force(problem)
-        w, iterations, left, price = _block_pivot(problem, min(self.block_pivots, max_pivots))
+        scaled, factor = in_natural_units(problem)
+        w, iterations, left, multiplier = _block_pivot(scaled, min(self.block_pivots, max_pivots))
         if left.numel():
-            hard, price = _normalised(problem.select(left), price)
-            found, pivots = _safeguarded(hard.to(torch.float64), w[:, left].double(), price.double(), max_pivots)
-            w[:, left] = clamp(hard, found.to(w.dtype))
+            hard = scaled.select(left).to(torch.float64)
+            found, pivots = _safeguarded(hard, w[:, left].double(), multiplier.double(), max_pivots)
+            w[:, left] = found.to(w.dtype)
             iterations[left] += pivots
-        return w, iterations
-
-
-def _normalised(problem: StandardForm, price: Tensor) -> tuple[StandardForm, Tensor]:
-    """Divided by the power of two nearest to ``max |M_ij|``, with its price: the same solution, and no rounding."""
-    largest = problem.M.abs().amax((0, 1))
-    exponent = torch.frexp(largest).exponent
-    factor = torch.ldexp(torch.ones_like(largest), -exponent)
-    return problem.scaled(factor), price * factor
+        return clamp(problem, w * factor).add_(0.0), iterations  # no -0.0
 
 
 def _jacobi_step(problem: StandardForm) -> Tensor:
@@ -82,26 +75,21 @@ def _jacobi_step(problem: StandardForm) -> Tensor:
     return torch.where(diagonal > 0, diagonal, 1.0).reciprocal()
 
 
-def _without_common_force(problem: StandardForm) -> StandardForm:
-    """``q`` less its smallest entry where the sum is fixed: the price takes it up, and nothing large cancels."""
-    if problem.total is None or not problem.equality:
-        return problem
-    q = problem.q if problem.exists is None else problem.q.where(problem.exists, torch.inf)
-    return replace(problem, q=problem.q - q.amin(0))
-
-
 def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Newton steps on the whole batch: weights, number of steps, the items left and their prices of the sum."""
+    """Newton steps on the whole batch: weights, number of steps, the items left and their multipliers of the sum."""
     everyone = problem
     active = torch.arange(problem.batch, device=problem.q.device)
     final, iterations, price = problem.q, torch.ones_like(active), problem.q[0]
-    rounding = 32 * torch.finfo(problem.q.dtype).eps
+    rounding = 8 * (problem.size + 4) * torch.finfo(problem.q.dtype).eps
     x, step, sizes = _start(problem)
     eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
     for k in range(max_pivots):
         on = pieces(problem, x, step)
         w, price, g, weight, force = _newton_step(problem, on, sizes, eliminate)
-        solved = _step_residual(problem, on, w, price, g, weight / force) <= rounding * weight  # False for NaN
+        if problem.total is None:
+            solved = relative_residual(problem, w) <= rounding  # False for NaN
+        else:
+            solved = _step_residual(problem, on, w, price, g, weight / force) <= rounding * weight
         if k == 0:
             final = w
         else:
@@ -117,7 +105,7 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
             x, step, sizes = (data.index_select(-1, rest) for data in (x, step, sizes))
         if k == 0:
             x = _descend(problem, x, step, 2)
-    return clamp(everyone, final).add_(0.0), iterations, active, price  # no -0.0
+    return clamp(everyone, final), iterations, active, price
 
 
 def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +127,10 @@ def _start(problem: StandardForm) -> tuple[Tensor, Tensor, Tensor]:
         force = torch.addcmul(force, rows, problem.total / L)  # where everyone has total / L
     step = torch.maximum(mean, 0.01 * largest).reciprocal()
     x = _descend(problem, -step * force, step, 1)
-    return x, step, torch.stack((magnitude / largest, magnitude)) + torch.finfo(step.dtype).tiny
+    weight = magnitude / largest
+    if problem.total is not None:
+        weight = torch.minimum(weight, reach(problem))
+    return x, step, torch.stack((weight, magnitude)) + torch.finfo(step.dtype).tiny
 
 
 def _descend(problem: StandardForm, x: Tensor, step: Tensor, times: int) -> Tensor:
@@ -165,7 +156,7 @@ def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bo
         missing = None if missing is None else missing - ordered_sum(on.held)
     if on.slope is not None:
         force = force + on.slope
-    simplex = problem.nonnegative and problem.equality  # forces are small, see _without_common_force, and one is free
+    simplex = problem.nonnegative and problem.equality  # slopes are small, see in_natural_units, and one is free
     w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, easy=simplex, eliminate=eliminate)
     w = w if on.held is None else on.held + w
     price = torch.zeros_like(w[0]) if price is None else price
@@ -210,8 +201,7 @@ def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots
 
 def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
     """Whether the residual is what rounding leaves, ``(B,)`` bool."""
-    residual, tolerance = residual_and_tolerance(problem, w, 1e-12)
-    return residual <= tolerance
+    return relative_residual(problem, w) <= tolerance_of(problem, 1e-12)
 
 
 def _proximal_point(problem: StandardForm, start: Tensor, fallback: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +220,5 @@ def _proximal_point(problem: StandardForm, start: Tensor, fallback: Tensor, max_
         pivots += more
         if bool(_is_solved(problem, w).all()):
             break
-    found, _ = residual_and_tolerance(problem, w, 0.0)
-    before, _ = residual_and_tolerance(problem, fallback, 0.0)
-    better = found < before.nan_to_num(torch.inf)
+    better = relative_residual(problem, w) < relative_residual(problem, fallback).nan_to_num(torch.inf)
     return torch.where(better, w, fallback), pivots

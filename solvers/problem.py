@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from solvers.sets import Bound, FeasibleSet, Simplex, check_bound
+from solvers.sets import Bound, FeasibleSet, Simplex, check_bound, check_set_class
 from solvers.standard_form import StandardForm
 
 
@@ -33,10 +33,12 @@ class AffineVI:
         batch_shape: The batch dimensions that all arguments broadcast to (not an argument).
 
     Batch dimensions of all arguments broadcast; there may be none, and a batch may be empty. float32 and float64 are
-    computed as they are, float16 and bfloat16 in float32.
+    computed as they are, float16 and bfloat16 in float32. All have one type, except under autocast, which casts some
+    tensors and leaves others: there they promote as torch promotes them.
 
     Raises:
-        TypeError: If ``M`` or ``q`` is not a floating point tensor, or ``l1`` neither a number nor a tensor.
+        TypeError: If ``M`` or ``q`` is not a floating point tensor, ``l1`` neither a number nor a tensor, or the class
+            of ``feasible`` unknown (see `register_set`).
         ValueError: If shapes, dtypes or devices do not match. The message names the argument.
     """
 
@@ -53,8 +55,7 @@ class AffineVI:
                 raise TypeError(f"{name} must be a floating point tensor, but got {_describe(tensor)}.")
         if self.feasible is None:  # not a default factory, which torch.compile cannot trace
             object.__setattr__(self, "feasible", Simplex())
-        if not isinstance(self.feasible, FeasibleSet):
-            raise TypeError(f"feasible must be a set such as Simplex(), but got {self.feasible!r}.")
+        check_set_class(self.feasible)
         if self.q.ndim < 1 or self.q.shape[-1] < 1:
             raise ValueError(f"q must have shape (*batch, L) with L ≥ 1, but has shape {tuple(self.q.shape)}.")
         L = self.q.shape[-1]
@@ -67,7 +68,7 @@ class AffineVI:
         for name, tensor in self._tensors().items():
             if tensor.device != self.q.device:
                 raise ValueError(f"{name} is on {tensor.device}, but q is on {self.q.device}.")
-            if name != "mask" and tensor.dtype != self.q.dtype:
+            if name != "mask" and tensor.dtype != self.q.dtype and not self._may_promote(tensor):
                 raise ValueError(f"{name} has dtype {tensor.dtype}, but q has dtype {self.q.dtype}.")
         mask = self.feasible.mask
         if mask is not None and mask.dtype != torch.bool:
@@ -82,10 +83,18 @@ class AffineVI:
         """Number of coordinates ``L``."""
         return self.q.shape[-1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type of the weights: that of ``q``, or what all types promote to under autocast."""
+        dtype = self.q.dtype
+        for name, tensor in self._tensors().items():
+            dtype = dtype if name == "mask" else torch.promote_types(dtype, tensor.dtype)
+        return dtype
+
     def standard(self) -> StandardForm:
         """The problem in the coordinate-first form that the numerics work on, connected to the arguments' gradients."""
         batch, L = self.batch_shape, self.size
-        dtype = torch.promote_types(self.q.dtype, torch.float32)
+        dtype = torch.promote_types(self.dtype, torch.float32)
         C = self.feasible
 
         def over_batch(value: Bound, *trailing: int) -> Tensor:
@@ -130,6 +139,10 @@ class AffineVI:
         if x.ndim == 2:
             return x.movedim(0, -1).reshape((*self.batch_shape, self.size))
         return x.reshape(self.batch_shape)
+
+    def _may_promote(self, tensor: Tensor) -> bool:
+        """Whether autocast is on, which casts some tensors and leaves others."""
+        return tensor.is_floating_point() and torch.is_autocast_enabled(self.q.device.type)
 
     def _broadcast_batch(self) -> torch.Size:
         batch = torch.Size(())

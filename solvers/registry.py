@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import ClassVar, Protocol, cast
 
+import numpy as np
 from torch import Tensor
 
 from solvers.baselines import Mean, Softmax
@@ -124,21 +126,49 @@ def about_solver(name: str) -> str:
     return (inspect.getdoc(registered(name)) or "").partition("\n")[0]
 
 
-def make_solver(name: str, options: dict[str, object]) -> Solver:
-    """The solver under a flag, with its options.
+def make_solver(kind: Hashable, options: Mapping[str, object]) -> Solver:
+    """The solver under a flag, or of a class, with its options.
+
+    Numbers of numpy and tensors without dimensions are taken as the numbers that they hold.
 
     Raises:
         ValueError: If there is no such solver.
         TypeError: If it does not take one of the options.
     """
-    make = registered(name)
+    make = registered(kind) if isinstance(kind, str) else cast(Callable[..., Solver], kind)
     try:
-        return make(**options)
+        return make(**{name: plain_number(value) for name, value in options.items()})
     except TypeError:
-        known = solver_options(name)
+        known = tuple(inspect.signature(make).parameters)
         unknown = [option for option in options if option not in known]
         if not unknown:
             raise
         raise TypeError(
-            f"solver {name!r} does not take {', '.join(unknown)}; its options are {', '.join(known) or 'none'}."
+            f"solver {kind!r} does not take {', '.join(unknown)}; its options are {', '.join(known) or 'none'}."
         ) from None
+
+
+def recipe(solver: str | Solver, options: Mapping[str, object]) -> tuple[Hashable, tuple[tuple[str, object], ...]]:
+    """What `make_solver` makes the solver from: its flag or its class, and its options.
+
+    Args:
+        solver: A flag, or a solver: a dataclass whose fields are its options.
+        options: Options that go with a flag.
+
+    Raises:
+        TypeError: If ``solver`` is neither, or an object is given options.
+    """
+    if isinstance(solver, str):
+        return solver, tuple(options.items())
+    if not is_dataclass(solver) or isinstance(solver, type) or not callable(solver):
+        raise TypeError(f"solver must be a flag such as 'pivot' or a solver such as Pivot(), but got {solver!r}.")
+    if options:
+        raise TypeError(f"{type(solver).__name__} has its options already, but {', '.join(options)} were given too.")
+    return type(solver), tuple((f.name, getattr(solver, f.name)) for f in fields(solver) if f.init)
+
+
+def plain_number(value: object) -> object:
+    """Python's own number for one of numpy's or a tensor without dimensions; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return value.item()
+    return value

@@ -9,10 +9,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
+from typing import TypeVar
 
 from torch import Tensor
 
 Bound = Tensor | float
+SetClass = TypeVar("SetClass", bound="FeasibleSet")
+
+_KNOWN: set[type] = set()
+
+
+def register_set(cls: type[SetClass]) -> type[SetClass]:
+    """Declares that a subclass of `FeasibleSet` is described by the fields of `FeasibleSet` and nothing else.
+
+    Solvers know those fields only, so a problem refuses a set of any other class: a constraint of its own would be
+    ignored. Usable as a decorator. A function that returns a `FeasibleSet` needs no registration.
+
+    >>> from solvers import FeasibleSet, register_set
+    >>> @register_set
+    ... class AtMost(FeasibleSet):
+    ...     def __init__(self, cap):
+    ...         super().__init__(upper=cap)
+
+    Args:
+        cls: A subclass of `FeasibleSet` that only fills in its fields.
+
+    Raises:
+        TypeError: If it is not a subclass of `FeasibleSet`.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, FeasibleSet)):
+        raise TypeError(f"register_set takes a subclass of FeasibleSet, but got {cls!r}.")
+    _KNOWN.add(cls)
+    return cls
+
+
+def check_set_class(feasible: object) -> None:
+    """Raises TypeError unless ``feasible`` is a set whose class is described by the fields of `FeasibleSet`."""
+    if not isinstance(feasible, FeasibleSet):
+        raise TypeError(f"feasible must be a set such as Simplex(), but got {feasible!r}.")
+    if type(feasible) is not FeasibleSet and type(feasible) not in _KNOWN:
+        raise TypeError(
+            f"feasible is of the class {type(feasible).__name__}, of which solvers know only the fields of "
+            "FeasibleSet; if it is nothing but them, declare it with solvers.register_set, or return a FeasibleSet "
+            "from a function."
+        )
 
 
 def check_bound(name: str, value: object) -> None:
@@ -67,6 +107,7 @@ class FeasibleSet:
         return f"{type(self).__name__}(lower={self.lower}, upper={self.upper}, total={self.total})"
 
 
+@register_set
 class Simplex(FeasibleSet):
     """The probability simplex ``{w : w ≥ 0, sum(w) = 1}``."""
 
@@ -74,6 +115,7 @@ class Simplex(FeasibleSet):
         super().__init__(lower=0.0, total=1.0, mask=mask)
 
 
+@register_set
 class CappedSimplex(FeasibleSet):
     """The simplex with a cap on every weight, ``{w : 0 ≤ w ≤ cap, sum(w) = 1}``."""
 
@@ -81,6 +123,7 @@ class CappedSimplex(FeasibleSet):
         super().__init__(lower=0.0, upper=cap, total=1.0, mask=mask)
 
 
+@register_set
 class Box(FeasibleSet):
     """Independent bounds, ``{w : lower ≤ w ≤ upper}``; either side may be infinite, entry by entry."""
 
@@ -88,6 +131,7 @@ class Box(FeasibleSet):
         super().__init__(lower=lower, upper=upper, mask=mask)
 
 
+@register_set
 class NonNegative(FeasibleSet):
     """The non-negative orthant ``{w : w ≥ 0}``."""
 
@@ -95,6 +139,7 @@ class NonNegative(FeasibleSet):
         super().__init__(lower=0.0, mask=mask)
 
 
+@register_set
 class Budget(FeasibleSet):
     """What can be spent at most, ``{w : w ≥ 0, sum(w) ≤ total}``."""
 
@@ -102,6 +147,7 @@ class Budget(FeasibleSet):
         super().__init__(lower=0.0, total=total, equality=False, mask=mask)
 
 
+@register_set
 class SumTo(FeasibleSet):
     """Signed weights with a fixed sum, ``{w : sum(w) = total}``."""
 
@@ -109,6 +155,7 @@ class SumTo(FeasibleSet):
         super().__init__(total=total, mask=mask)
 
 
+@register_set
 class Free(FeasibleSet):
     """No constraint at all."""
 

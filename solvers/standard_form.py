@@ -6,8 +6,9 @@ vectors are contiguous, so every elementwise operation runs at the speed of memo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,12 +149,28 @@ def is_tracing(data: StandardForm | Tensor) -> bool:
     """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
     if torch.compiler.is_compiling():
         return True
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    if functorch.peek_interpreter_stack() is None:
-        return False
+    return any(_FUNCTORCH.is_batchedtensor(tensor) for tensor in _wrappers(data))
+
+
+def transform_depth(data: StandardForm) -> int:
+    """How often the weights may have to be differentiated by transforms; 0 where none is on.
+
+    The number of transforms of ``torch.func`` that are nested here, at least 2. Under ``torch.compile`` that number is
+    not known, and 3 is returned.
+    """
+    if torch.compiler.is_compiling():
+        return 3
+    return max(2, len(_FUNCTORCH.get_interpreter_stack())) if any(True for _ in _wrappers(data)) else 0
+
+
+def _wrappers(data: StandardForm | Tensor) -> Iterator[Tensor]:
+    """The tensors in which ``torch.func`` has wrapped the data, from the outermost in."""
+    if _FUNCTORCH.peek_interpreter_stack() is None:
+        return
     for tensor in [data] if isinstance(data, Tensor) else [getattr(data, name) for name in TENSORS]:
-        while isinstance(tensor, Tensor) and functorch.is_functorch_wrapped_tensor(tensor):
-            if functorch.is_batchedtensor(tensor):
-                return True
-            tensor = functorch.get_unwrapped(tensor)
-    return False
+        while isinstance(tensor, Tensor) and _FUNCTORCH.is_functorch_wrapped_tensor(tensor):
+            yield tensor
+            tensor = _FUNCTORCH.get_unwrapped(tensor)
+
+
+_FUNCTORCH: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]

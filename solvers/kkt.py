@@ -1,0 +1,171 @@
+r"""The linear system that holds on a set of linear pieces: solved with a certificate, singular or not.
+
+Let ``F`` be the free coordinates. Where the sum is tight::
+
+    [ M_FF  1 ] [ x_F ]   [ r_F ]
+    [ 1ᵀ    0 ] [  ν  ] = [  s  ],     x = 0 off F;      elsewhere M_FF x_F = r_F and ν = 0.
+
+``M_FF`` may be singular where this matrix is not: a Gram matrix of more scales than channels, a linear program. Where
+it is singular too, the sum still holds exactly and the rest is solved by least squares, with the least norm, within the
+directions that keep it: with ``P`` the projector onto ``{x_F : 1ᵀx_F = 0}`` (the identity where the sum is not tight)
+and ``x⁰ = s 1_F/|F|``::
+
+    x = x⁰ + (P M_FF P)⁺ P (r − M x⁰),     ν = mean_F (r − M x).
+
+A pseudo-inverse of the whole matrix would add squares of numbers with different units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers.linear import gauss_jordan, prefers_elimination
+from solvers.sums import ordered_sum
+
+SOUND_PIVOT = 1e-6
+"""Elimination without pivoting is trusted while every pivot keeps so much of its diagonal entry."""
+SOUND_RESIDUAL = 1e-12
+"""… and every equation holds to so much of its largest term."""
+
+
+class KKTSolution(NamedTuple):
+    """A solution of the system of this module.
+
+    Attributes:
+        x: ``(L, B)``.
+        multiplier: ``ν``, ``(B,)``; 0 where no sum is tight.
+        residual: ``(B,)``, what is left of the equations relative to the right-hand side, measured after solving; it
+            has no unit. Above rounding only where the matrix is singular, to rounding, and ``r`` outside its range.
+    """
+
+    x: Tensor
+    multiplier: Tensor
+    residual: Tensor
+
+
+def solve_kkt(M: Tensor, d: Tensor, free: Tensor, tight: Tensor, r: Tensor, s: Tensor) -> KKTSolution:
+    """Solves the system of this module for every item, in float64.
+
+    Args:
+        M: ``(L, L, B)``; float32 or float64. Its precision says which singular values count as 0.
+        d: The stiffness, see `solvers.natural.stiffness`, of positive numbers: ``(L, B)``, or ``(B,)`` where all
+            coordinates share their unit.
+        free: ``(L, B)`` bool.
+        tight: ``(B,)`` bool.
+        r: ``(L, B)``; entries off ``F`` are ignored.
+        s: ``(B,)``; ignored where the sum is not tight.
+    """
+    rounding = 8 * free.shape[0] * torch.finfo(M.dtype).eps
+    system = _System(
+        M.double(), d.double().sqrt().expand(r.shape), free, tight & free.any(0), r.double() * free, s.double()
+    )
+    if prefers_elimination(M):
+        found, sound = system.eliminated()
+    else:
+        found, sound = system.factorised(rounding)
+    rest = (~sound).nonzero()[:, 0]
+    if rest.numel() and prefers_elimination(M):
+        careful, still = system.select(rest).factorised(rounding)
+        found = found.replaced(rest, careful)
+        rest = rest[~still]
+    if rest.numel():
+        found = found.replaced(rest, system.select(rest).least_squares(rounding))
+    return KKTSolution(*found, system.residual(found))
+
+
+class _Found(NamedTuple):
+    x: Tensor
+    multiplier: Tensor
+
+    def replaced(self, items: Tensor, by: _Found) -> _Found:
+        return _Found(self.x.index_copy(1, items, by.x), self.multiplier.index_copy(0, items, by.multiplier))
+
+
+class _System(NamedTuple):
+    """The data of the system; ``root = √d`` brings it to natural units, ``M/(root rootᵀ)`` and ``root∘x``."""
+
+    M: Tensor
+    root: Tensor
+    free: Tensor
+    tight: Tensor
+    r: Tensor
+    s: Tensor
+
+    def select(self, items: Tensor) -> _System:
+        return _System(*(tensor.index_select(-1, items) for tensor in self))
+
+    def left(self, found: _Found) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the equations, ``(L, B)`` and ``(B,)``, and the size of their terms, ``(L, B)``."""
+        products = self.M * found.x
+        terms = ordered_sum(products.abs(), 1) + found.multiplier.abs() + self.r.abs()
+        of_rows = (self.r - ordered_sum(products, 1) - found.multiplier) * self.free
+        return of_rows, (self.s - ordered_sum(found.x)) * self.tight, terms
+
+    def residual(self, found: _Found) -> Tensor:
+        """The relative residual, ``(B,)``; inf for NaN."""
+        of_rows, of_sum, _ = self.left(found)
+        size = (self.r / self.root).abs().amax(0)
+        size = torch.maximum(size, self.root.amax(0) * self.s.abs() * self.tight)
+        error = torch.maximum((of_rows / self.root).abs().amax(0), self.root.amin(0) * of_sum.abs())
+        relative = torch.where(error == 0, 0.0, error / size)
+        return relative.nan_to_num(torch.inf, torch.inf)
+
+    def eliminated(self) -> tuple[_Found, Tensor]:
+        """By elimination without pivoting and a Schur complement of ``M_FF``, and for which items that is sound."""
+        inside = self.free.to(self.M.dtype)
+        A = self.M * (inside.unsqueeze(1) * inside)
+        A.diagonal(dim1=0, dim2=1).add_((1 - inside).T)
+        own = A.diagonal(dim1=0, dim2=1).T.clone()
+        (x, per_unit), pivots = gauss_jordan(A, torch.stack((self.r, inside)))
+        total = ordered_sum(per_unit)
+        multiplier = torch.where(self.tight, (ordered_sum(x) - self.s) / total, 0.0)
+        x = torch.addcmul(x, per_unit, multiplier, value=-1)
+        excess = torch.where(self.tight, (ordered_sum(x) - self.s) / total, 0.0)  # what rounding left of the sum
+        found = _Found(torch.addcmul(x, per_unit, excess, value=-1), multiplier + excess)
+        of_rows, of_sum, terms = self.left(found)
+        sound = (pivots >= SOUND_PIVOT * own).all(0) & (own > 0).all(0)
+        sound &= (of_rows.abs() <= SOUND_RESIDUAL * terms).all(0)
+        sound &= of_sum.abs() <= SOUND_RESIDUAL * ordered_sum(found.x.abs())
+        return found, sound
+
+    def factorised(self, rounding: float) -> tuple[_Found, Tensor]:
+        """By an LU factorisation with pivoting of the whole matrix, refined once, and where it is regular."""
+        L, B = self.r.shape
+        inside = self.free.to(self.M.dtype)
+        K = self.M.new_zeros((L + 1, L + 1, B))
+        K[:L, :L] = self.M / self.root.unsqueeze(0) / self.root.unsqueeze(1) * (inside.unsqueeze(1) * inside)
+        K[:L, :L].diagonal(dim1=0, dim2=1).add_((1 - inside).T)
+        border = inside * self.tight * (self.root.amin(0) / self.root)  # of a common unit: 1
+        K[:L, L], K[L, :L], K[L, L] = border, border, (~self.tight).to(K.dtype)
+        K = K.permute(2, 0, 1)
+        LU, pivots, _ = torch.linalg.lu_factor_ex(K)
+        diagonal = LU.diagonal(dim1=1, dim2=2).abs()
+        regular = diagonal.amin(1) > rounding * diagonal.amax(1)  # False for NaN
+
+        def solved(of_rows: Tensor, of_sum: Tensor) -> _Found:
+            last = (of_sum * self.root.amin(0)).unsqueeze(0)
+            right = torch.cat((of_rows / self.root, last)).T.unsqueeze(-1)
+            z = torch.linalg.lu_solve(LU, pivots, right).squeeze(-1).T
+            return _Found(z[:L] / self.root, z[L] * self.root.amin(0) * self.tight)
+
+        first = solved(self.r, self.s * self.tight)
+        of_rows, of_sum, _ = self.left(first)
+        more = solved(of_rows, of_sum)
+        return _Found(first.x + more.x, first.multiplier + more.multiplier), regular
+
+    def least_squares(self, rounding: float) -> _Found:
+        """By the formula of this module, with singular values below ``rounding`` of the largest taken for 0."""
+        inside = self.free.to(self.M.dtype)
+        count = ordered_sum(inside).clamp_min(1.0)
+        share = inside / count * self.tight
+        x0 = share * self.s
+        rest = self.r - ordered_sum(self.M * x0, 1) * self.free
+        rest = rest - ordered_sum(rest) / count * self.tight * inside
+        P = torch.diag_embed(inside.T) - (inside.unsqueeze(0) * share.unsqueeze(1)).movedim(-1, 0)
+        A = P @ self.M.movedim(-1, 0) @ P
+        x = x0 + (torch.linalg.pinv(A, rtol=rounding) @ rest.T.unsqueeze(-1)).squeeze(-1).T
+        left = (self.r - ordered_sum(self.M * x, 1)) * self.free
+        return _Found(x, ordered_sum(left) / count * self.tight)
