@@ -138,6 +138,7 @@ def solve(
                 "the data; use gradient='implicit' with one of our solvers, or a fixed number of iterations, unroll=K."
             )
         w, iterations = method(healthy, tol, max_iter)
+        w = torch.where(w.isfinite(), w, 0.0)  # a last iterate that has overflowed
     else:
         w, iterations = run(data, kind, settings, tol, max_iter)
         if gradient == "one_step":
@@ -150,7 +151,6 @@ def solve(
         w = attach_implicit_gradient(healthy, w, found.active, batch_shape, on_failure)
     elif method.to_tolerance:
         w = torch.where(found.active.passes, w, w.detach())
-    w = torch.where(w.isfinite(), w, 0.0)  # a last iterate that has overflowed
     residual = found.residual
     if of_data is not None:
         w = torch.where(of_data == Status.INFEASIBLE.value, _nearest(standard), w)

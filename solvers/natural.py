@@ -3,7 +3,7 @@ r"""The natural map ``w ↦ prox_γ(w − γ(Mw + q))``: for every step ``γ > 0
 Weights and ``Mw + q`` have different units, so the steps, in units of weights per slope, are taken from the data::
 
     b = |q| + λ + |M||w|               the size of a slope,
-    a = min(max(b / d, |w|), reach)    the size of a weight, with the stiffness d of the coordinate and the reach of the set,
+    a = min(max(b / d, |w|), reach)    the size of a weight, with the stiffness d and the reach of the set,
     γ = a / b
 
 With a sum all coordinates share their unit and sizes are those of the item; without one every coordinate has its own.
@@ -25,6 +25,8 @@ TIE = 1e3
 """Width of a tie, in roundings of the size of a weight."""
 RUNAWAY = 1e3
 """How much larger than the data explain a slope may be before the residual is measured by the data alone."""
+FAR = 1e10
+"""The reach of a set explains weights, unless it is so much larger than ``|q| + λ`` asks for that it stands for none."""
 
 
 class NaturalMap(NamedTuple):
@@ -63,8 +65,8 @@ def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
 
     The residual is ``max_i |w − prox_γ(w − γ(Mw + q))|_i / a_i``: relative to the size of a weight where a bound, the
     kink or the sum is missed, to the size of a slope where ``Mw + q`` is not what it should be; it has no unit. Where
-    slopes are more than `RUNAWAY` times what the data explain, ``|q| + λ`` and what held coordinates and the total add,
-    it is relative to that: weights that run away do not excuse themselves.
+    slopes are more than `RUNAWAY` times what the data explain, ``|q| + λ`` and what held coordinates, the reach and the
+    total add, it is relative to that: weights that run away do not excuse themselves.
 
     The tolerance is ``tol + 16(L + 4)ε``: the machine epsilon ``ε`` times what rounding alone puts into the residual.
     """
@@ -168,21 +170,22 @@ def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Siz
     distance = (w - prox_on(problem, on, x, sizes.step)).abs()
     relative = torch.where(distance == 0, 0.0, distance / sizes.weight)  # x/0 = inf: only 0 is possible
     explained = data + ordered_sum(magnitude * ~on.free, 1)
-    excess = _excess(problem, sizes, explained) / RUNAWAY
+    excess = _excess(problem, sizes, explained, w) / RUNAWAY
     return (relative * excess.clamp_min(1.0)).amax(0), thresholds, sizes
 
 
-def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor) -> Tensor:
+def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor, w: Tensor) -> Tensor:
     """How many times larger than the data explain the slopes are, in the shape of the sizes.
 
     Without a sum one coordinate's data set others in motion: in units in which all have the stiffness 1, all slopes are
     as large as the largest.
     """
-    d = sizes.stiffness
+    d, most, largest = sizes.stiffness, reach(problem), w.abs()
     if problem.total is not None:
-        explained = explained.amax(0) + d * problem.total.abs()
-    else:
+        explained, largest = explained.amax(0) + d * problem.total.abs(), largest.amax(0)
+    bounded = torch.minimum(largest, most).where(most <= FAR * explained / d, 0.0)
+    explained = torch.maximum(explained, (d * bounded).where(d > 0, 0.0))
+    if problem.total is None:
         e = d.clamp_min(0.0).sqrt()
-        common = torch.where(d > 0, explained / e, 0.0).amax(0)
-        explained = torch.maximum(explained, e * common)
+        explained = torch.maximum(explained, e * torch.where(d > 0, explained / e, 0.0).amax(0))
     return torch.where(explained > 0, sizes.slope / explained, 1.0)

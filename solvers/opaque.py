@@ -186,7 +186,7 @@ def _run(
     with torch.no_grad():
         parts = [_MADE[solver](chunk, tol, max_iter) for _, chunk in _chunks(problem)]
     w, iterations = (_joined(column) for column in zip(*parts, strict=True))
-    return w, iterations
+    return w.where(w.isfinite(), 0.0), iterations  # a last iterate may have overflowed
 
 
 @torch.library.custom_op("maha_solvers::certify", mutates_args=())

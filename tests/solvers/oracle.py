@@ -129,6 +129,43 @@ def natural_residual(problem, weights):
     return np.abs(w - prox(x, **data)).max(1)
 
 
+def relative_residual(problem, weights):
+    """The natural residual per item, by bisection: weights relative to their size, slopes to theirs."""
+    data = arrays(problem)
+    w = weights.detach().double().reshape(data["q"].shape).numpy()
+    M, q, total = data.pop("M"), data.pop("q"), data["total"]
+    if not isinstance(problem.feasible.lower, torch.Tensor) and problem.feasible.lower >= 0:  # λ|w| = λw on the set
+        q, data["l1"] = q + data["l1"], 0.0 * q
+    if total is not None and data["equality"]:  # the multiplier takes up what all entries have in common
+        exists = (data["lower"] != 0) | (data["upper"] != 0)
+        q = np.where(exists, q - np.where(exists, q, np.inf).min(1, keepdims=True), 0.0)
+    slope = np.abs(q) + data["l1"] + (np.abs(M) @ np.abs(w)[..., None])[..., 0]
+    reach = np.maximum(np.abs(data["lower"]), np.abs(data["upper"]))
+    size = np.abs(w)
+    if total is None:
+        d = balance(M)
+    else:
+        d, slope, size = np.abs(M).max((1, 2))[:, None], slope.max(1, keepdims=True), size.max(1, keepdims=True)
+        most = data["lower"] + (total - data["lower"].sum(1))[:, None]
+        reach = np.maximum(np.abs(data["lower"]), np.abs(np.fmin(data["upper"], most))).max(1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        natural = np.maximum(np.where(slope > 0, slope / d, size), size)
+        a = np.where(reach > 0, np.minimum(natural, np.maximum(reach, size)), natural)
+        step = np.where((slope > 0) & np.isfinite(a) & (a > 0), a / slope, 1.0)
+        data["l1"] = step * data["l1"]
+        distance = np.abs(w - prox(w - step * ((M @ w[..., None])[..., 0] + q), **data))
+        return np.where(distance == 0, 0.0, distance / np.where(np.isfinite(a), a, size)).max(1)
+
+
+def balance(M):
+    """``d`` with ``max_j max(|M_ij|, |M_ji|) / √(d_i d_j) = 1`` for all i, ``(B, L)``; 1 where all is 0."""
+    S, e = np.maximum(np.abs(M), np.abs(M.swapaxes(1, 2))), np.ones(M.shape[:2])
+    for _ in range(60):
+        rows = (S / (e[:, :, None] * e[:, None, :])).max(2)
+        e = e * np.sqrt(np.where(rows > 0, rows, 1.0))
+    return e * e
+
+
 def tie_margin(problem, weights):
     """How far each item is from a kink of the solution map: the least slack of anything that is not active."""
     w = weights.detach().double().reshape(-1, problem.size).numpy()

@@ -7,7 +7,19 @@ import pytest
 import torch
 from problems import SETS, random_case
 
-from solvers import AffineVI, Box, Budget, CappedSimplex, ConvergenceError, FeasibleSet, Free, Simplex, SumTo, solve
+from solvers import (
+    AffineVI,
+    Box,
+    Budget,
+    CappedSimplex,
+    ConvergenceError,
+    FeasibleSet,
+    Free,
+    Simplex,
+    Status,
+    SumTo,
+    solve,
+)
 
 EYE = torch.eye(3, dtype=torch.float64)
 Q = torch.tensor([[-1.0, -0.5, 0.2]] * 6, dtype=torch.float64).reshape(2, 3, 3)
@@ -111,16 +123,16 @@ FAULTS = {
     "negative l1": (lambda: AffineVI(EYE, Q, Free(), l1=with_fault(-0.1, like=Q.abs())), "l1 is negative"),
     "negative l1 on the simplex": (lambda: AffineVI(EYE, Q, l1=with_fault(-0.1, like=Q.abs())), "l1 is negative"),
     "NaN in lower": (lambda: AffineVI(EYE, Q, Box(with_fault(torch.nan), INF)), "lower or upper holds NaN"),
-    "lower > upper": (lambda: AffineVI(EYE, Q, Box(with_fault(2.0), 1.0)), "lower is above upper"),
-    "lower = inf": (lambda: AffineVI(EYE, Q, Box(with_fault(INF), INF)), "lower is inf"),
+    "lower > upper": (lambda: AffineVI(EYE, Q, Box(with_fault(2.0), 1.0)), "the set is empty: lower is above upper"),
+    "lower = inf": (lambda: AffineVI(EYE, Q, Box(with_fault(INF), INF)), "the set is empty: lower is inf"),
     "NaN in total": (lambda: AffineVI(EYE, Q, SumTo(with_fault(torch.nan, (1, 2), Q[..., 0]))), "total holds NaN"),
     "total too large": (lambda: AffineVI(EYE, Q, FeasibleSet(0.0, 1.0, with_fault(4.0, (1, 2), Q[..., 0].abs()))),
-                        "total is above the sum of upper"),
+                        "the set is empty: total is above the sum of upper"),
     "total too small": (lambda: AffineVI(EYE, Q, Budget(with_fault(-1.0, (1, 2), Q[..., 0].abs()))),
-                        "total is below the sum of lower"),
-    "caps too small": (lambda: AffineVI(EYE, Q, CappedSimplex(with_fault(0.1, (1, 2), Q.abs()))), "total is above"),
+                        "the set is empty: total is below the sum of lower"),
+    "caps too small": (lambda: AffineVI(EYE, Q, CappedSimplex(with_fault(0.1, (1, 2), Q.abs()))), "the set is empty: total is above"),
     "empty mask": (lambda: AffineVI(EYE, Q, Simplex(mask=with_fault(False, (1, 2), Q.abs() > 0))),
-                   "mask leaves no coordinate"),
+                   "the set is empty: mask leaves no coordinate"),
 }  # fmt: skip
 
 
@@ -136,8 +148,11 @@ def test_a_faulty_item_is_named_by_its_batch_index_and_never_spoils_its_neighbou
         warnings.simplefilter("error")
         ignored = solve(problem, on_failure="ignore")
     C = problem.feasible
+    empty = "the set is empty" in message
     for solution in (warned, ignored):
-        assert solution.weights[1, 2].isnan().all()
+        assert solution.weights[1, 2].isnan().all() != empty
+        assert solution.weights[1, 2].isfinite().all() == empty
+        assert solution.status[1, 2] == (Status.INFEASIBLE if empty else Status.FAULTY_DATA)
         assert solution.residual[1, 2].isnan()
         assert solution.converged.sum() == 5
         for i, j in ((0, 0), (1, 1)):
@@ -209,17 +224,20 @@ def test_only_the_options_that_a_solver_lacks_are_named():
         solve(AffineVI(EYE, Q), "best_response", unroll=3, dampening=0.5)
 
 
-def test_a_game_that_is_not_monotone_is_reported_where_asked():
+def test_a_program_that_is_not_convex_is_reported_and_keeps_its_weights():
     M = EYE.expand(2, 3, 3, 3).clone()
     M[1, 2, 0, 1] = M[1, 2, 1, 0] = 2.0
-    with pytest.raises(ValueError, match=r"M is not monotone.*\(1, 2\)"):
-        solve(AffineVI(M, Q), check_monotone=True, on_failure="raise")
-    solution = solve(AffineVI(M, Q), check_monotone=True, on_failure="ignore")
+    with pytest.raises(ConvergenceError, match=r"negative eigenvalue.*\(1, 2\)"):
+        solve(AffineVI(M, Q), on_failure="raise")
+    solution = solve(AffineVI(M, Q), on_failure="ignore")
     assert solution.converged.sum() == 5
+    assert solution.status[1, 2] == Status.NOT_MONOTONE
+    assert solution.weights.isfinite().all()
+    assert solve(AffineVI(M, Q), on_failure="raise", check_monotone=False).converged.all()
     gram = torch.ones(3, 3, dtype=torch.float64)
-    solve(AffineVI(gram, Q[0, 0]), check_monotone=True, on_failure="raise")  # singular, but monotone
+    solve(AffineVI(gram, Q[0, 0]), on_failure="raise")  # singular, but monotone
     masked = Simplex(mask=torch.tensor([True, False, True]))
-    solve(AffineVI(M, Q, masked), check_monotone=True, on_failure="raise")  # not where the coordinates do not exist
+    solve(AffineVI(M, Q, masked), on_failure="raise")  # not where the coordinates do not exist
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -129,8 +129,9 @@ def test_every_field_of_a_solution_says_what_it_promises():
     assert solution.gradient == "implicit"
     assert (solution.iterations > 0).all()
     assert not solution.iterations.is_floating_point()
-    assert torch.equal(solution.residual, solvers.natural_residual(problem, solution.weights))
     assert torch.equal(solution.converged, solution.residual <= solution.tolerance)
+    assert torch.equal(solution.converged, solution.status == solvers.Status.SOLVED)
+    assert solution.status.dtype == torch.int64
     assert (solve(problem, "projected_gradient", tol=1e-9).iterations > solution.iterations).all()
 
 

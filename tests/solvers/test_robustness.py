@@ -17,9 +17,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def check(case, message):
     """Solved and certified, by the answer's word and by an independent measurement."""
     solution = solve(case.problem(), on_failure="ignore")
-    residual = oracle.natural_residual(case.problem(), solution.weights)
-    # two ways to round the same residual differ by what rounding puts into it, 64 ε of the tolerance's own scale
-    allowed = solution.tolerance.double().numpy() * (1 + 1e-3)
+    residual = oracle.relative_residual(case.problem(), solution.weights)
+    # balanced sizes agree to a few per cent, and two ways to round the same residual by less than the tolerance
+    allowed = solution.tolerance.double().numpy() * 1.1
     bad = ~solution.converged | ~torch.from_numpy(residual <= allowed)
     assert not bad.any(), (
         f"{message}: {int(bad.sum())} of {len(bad)} not solved, first at {bad.nonzero()[0].tolist()}, "
@@ -52,7 +52,7 @@ def strongly_monotone_in_float32(case):
     root = M.diagonal(dim1=-2, dim2=-1).sqrt()
     M = M / (root.unsqueeze(-1) * root.unsqueeze(-2))  # definiteness does not depend on the units of each weight
     eigenvalues = torch.linalg.eigvalsh(0.5 * (M + M.mT))
-    return eigenvalues[..., 0] > 1e-6 * eigenvalues[..., -1]
+    return eigenvalues[..., 0] > 1e-5 * eigenvalues[..., -1]  # 100 roundings
 
 
 @every_kind
@@ -70,9 +70,9 @@ def test_an_approximate_solver_that_runs_out_of_iterations_says_so(kind, solver)
     for name in names:
         problem = random_case(name, 4, 50, seed=1, kind=kind).problem()
         solution = solve(problem, solver, max_iter=24, on_failure="ignore")
-        residual = oracle.natural_residual(problem, solution.weights)
+        residual = oracle.relative_residual(problem, solution.weights)
         solved = residual <= solution.tolerance.numpy()
-        clear = np.abs(residual / solution.tolerance.numpy() - 1) > 1e-2  # rounding may decide the others
+        clear = np.abs(residual / solution.tolerance.numpy() - 1) > 0.1  # rounding and balance may decide the others
         np.testing.assert_array_equal(solution.converged.numpy()[clear], solved[clear])
         assert (solution.iterations <= 24).all()
 
@@ -80,19 +80,21 @@ def test_an_approximate_solver_that_runs_out_of_iterations_says_so(kind, solver)
 def test_a_pivot_that_runs_out_of_pivots_says_so():
     problem = random_case("signed budget", 8, 200, seed=2, kind="rank deficient").problem()
     solution = solve(problem, max_iter=1, block_pivots=1, on_failure="ignore")
-    solved = oracle.natural_residual(problem, solution.weights) <= 1.1 * solution.tolerance.numpy()
+    solved = oracle.relative_residual(problem, solution.weights) <= 1.1 * solution.tolerance.numpy()
     assert 0 < solved.sum() < 200
     np.testing.assert_array_equal(solution.converged.numpy(), solved)
 
 
-def test_the_tolerance_is_relative_to_the_size_of_the_problem():
+def test_the_residual_has_no_unit():
     case = random_case("Box signed", 4, 20, seed=3)
-    base = solve(case.problem())
-    for factor in (1e-6, 1e6):
-        data = {k: factor * case.data[k] for k in ("q", "l1", "low", "high")}
-        scaled = solve(case.problem(**data))  # all weights times the factor
-        torch.testing.assert_close(scaled.tolerance, factor * base.tolerance, rtol=1e-6, atol=0)  # rounding of ‖w‖
-    assert (base.tolerance < 1e-8).all()
+    options = {"solver": "projected_gradient", "max_iter": 8, "on_failure": "ignore"}
+    base = solve(case.problem(), **options).residual
+    assert (base > 1e-6).any(), "all converged: the test proves nothing"
+    for factor in (2.0**-20, 2.0**20):
+        weights = {k: factor * case.data[k] for k in ("q", "l1", "low", "high")}
+        slopes = {k: factor * case.data[k] for k in ("M", "q", "l1")}
+        for data in (weights, slopes):
+            assert torch.equal(solve(case.problem(**data), **options).residual, base)
 
 
 @pytest.mark.parametrize("solver", ["pivot", "best_response", "projected_gradient", "cvxpylayers", "scipy"])
@@ -130,6 +132,6 @@ def test_bounds_that_are_equal_nearly_equal_or_infinite_in_any_mixture_are_handl
         feasible = FeasibleSet(lower, upper, total, equality)
         problem = type(case.problem())(data["M"], data["q"], feasible, l1=data["l1"])
         solution = solve(problem, on_failure="ignore")
-        residual = oracle.natural_residual(problem, solution.weights)
+        residual = oracle.relative_residual(problem, solution.weights)
         bad = ~solution.converged | ~torch.from_numpy(residual <= 2 * solution.tolerance.numpy())
         assert not bad.any(), f"total {total is not None}, equality {equality}: items {bad.nonzero()[:3, 0].tolist()}"
