@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from benchmarks.fuzz.adjoint import NAMES, adjoint
 from benchmarks.fuzz.ask import SOLVED, Answer, ask
 from benchmarks.fuzz.batches import Array, Batch, Exact, Truth, exact
 from benchmarks.fuzz.certificate import certify
+from benchmarks.fuzz.enumeration import MOST_COORDINATES, enumerate_solution
+from benchmarks.fuzz.findings import Findings
 from benchmarks.fuzz.pieces import TIE, Pieces, enumerate_pieces, locate
 from benchmarks.fuzz.singular import singular_faults
 from solvers import Status
@@ -19,6 +18,7 @@ WEIGHTS = {np.float64: 1e-6, np.float32: 1e-3}
 """Relative violation that a converged answer may have: a hundred to a thousand times what the solvers promise."""
 GRADIENTS = {np.float64: 1e-6, np.float32: 1e-2}
 STABLE = 30  # roundings, times L + 4 and the condition, that a backward stable solution may be off by
+EXCUSED_ERROR = 1000  # roundings of a force, over the least eigenvalue, by which unique weights may differ
 ALLOWED = {
     Truth.SOLVABLE: {Status.SOLVED, Status.ITERATION_LIMIT},
     Truth.OPEN: {Status.SOLVED, Status.ITERATION_LIMIT, Status.NOT_MONOTONE, Status.UNBOUNDED},
@@ -28,25 +28,6 @@ ALLOWED = {
     Truth.FAULTY: {Status.FAULTY_DATA},
 }
 """What may be said; who has run out of iterations is counted, not blamed."""
-
-
-@dataclass
-class Findings:
-    """What was found in a cell.
-
-    Attributes:
-        failures: ``(kind, item, detail)``.
-        counts: How often what was checked, or could not be.
-    """
-
-    failures: list[tuple[str, int, str]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def blame(self, kind: str, wrong: Array, detail: Array | None = None, items: Array | None = None) -> None:
-        """Notes every item where ``wrong``, with a number that says how far."""
-        for k in np.flatnonzero(wrong):
-            said = "" if detail is None else f"{detail[k]:.3g}" if np.isreal(detail[k]) else str(detail[k])
-            self.failures.append((kind, int(k if items is None else items[k]), said))
 
 
 def judge(batch: Batch, answer: Answer, findings: Findings) -> Array:
@@ -59,6 +40,24 @@ def judge(batch: Batch, answer: Answer, findings: Findings) -> Array:
         if len(items):
             _judge_gradients(batch.select(items), problem.select(items), answer.select(items), items, findings)
     return right
+
+
+def compare_with_enumeration(batch: Batch, answer: Answer, most: int, findings: Findings) -> None:
+    """Compares a few small problems with a unique solution to the one that trying all pieces finds."""
+    if batch.size > MOST_COORDINATES:
+        return
+    items = np.flatnonzero((answer.status == SOLVED) & (batch.least > 0))[:most]
+    problem = exact(batch.select(items))
+    w = answer.weights[items].astype(np.longdouble) / batch.weight_unit[items]
+    sizes = certify(problem, w, 1e-6)
+    rounding = (batch.size + 4) * problem.eps * sizes.force_size / batch.least[items]
+    allowed = WEIGHTS[answer.weights.dtype.type] * sizes.weight_size + EXCUSED_ERROR * rounding
+    for k in range(len(items)):
+        right, left = enumerate_solution(problem, k)
+        off = float(abs(w[k] - right).max() / allowed[k])
+        findings.counts["compared with enumeration"] += 1
+        if off > 1 and left < 1e-9 * float(sizes.force_size[k]):
+            findings.failures.append(("weights: not those of enumeration", int(items[k]), f"{off:.3g}"))
 
 
 def _judge_status_and_weights(batch: Batch, problem: Exact, answer: Answer, findings: Findings) -> Array:
@@ -119,7 +118,7 @@ def _judge_gradients(batch: Batch, problem: Exact, answer: Answer, items: Array,
         got, exempt = _in_units(batch, answer, name), None
         got, right = got[case_items], right
         if name == "l1":
-            exempt = (problem.l1 == 0) & position_at_zero(problem, w)
+            exempt = (problem.l1 == 0) & _at_zero(problem, w)
         if name in ("lower", "upper") and {"lower", "upper"} <= answer.gradients.keys():
             pinned = (problem.lower == problem.upper)[case_items]  # which of the two moves it, is anyone's choice
             both = sum(_in_units(batch, answer, bound)[case_items] for bound in ("lower", "upper"))
@@ -132,7 +131,7 @@ def _judge_gradients(batch: Batch, problem: Exact, answer: Answer, items: Array,
         off = abs(got - right).reshape(len(case_items), -1).max(1)
         allowed = rtol * abs(right).reshape(len(case_items), -1).max(1) + rounding * size
         tiny = np.finfo(answer.weights.dtype).tiny
-        error = np.maximum(error, np.where(off > 0, off / np.maximum(allowed, tiny * size), 0))
+        error = np.maximum(error, np.where(off > 0, off / np.maximum(allowed, np.maximum(tiny * size, 1e-300)), 0))
     best = np.full(batch.count, np.inf)
     np.minimum.at(best, case_items, np.where(np.isfinite(error), error, np.inf))
     wrong = tried & ~hard & ~(best <= 1)
@@ -149,7 +148,7 @@ def _judge_gradients(batch: Batch, problem: Exact, answer: Answer, items: Array,
         _blame_unless_warned(batch, answer, "gradient: singular and silent", silent > 0, silent, items, findings)
 
 
-def position_at_zero(problem: Exact, w: Array) -> Array:
+def _at_zero(problem: Exact, w: Array) -> Array:
     """Whether a weight is 0 within a tie, so that without an L1 weight its sign is anyone's guess."""
     return abs(w) <= 4 * TIE * problem.eps * abs(w).max(1, keepdims=True)
 

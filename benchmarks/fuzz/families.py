@@ -85,7 +85,7 @@ def draw(family_name: str, rng: Rng, dtype: torch.dtype, most: int) -> Batch:
     if rng.random() < family.spoiled:
         spoil(rng, drawn, C.equality, exists, truth, 1.0 if family_name == "spoiled" else 0.05)
     reach = _reach(drawn, C, least, planted, set_name)
-    return _stated(rng, family_name, set_name, drawn, C, exists, truth, reach, coarse, dtype)
+    return _stated(rng, family_name, set_name, drawn, C, exists, truth, reach, least, coarse, dtype)
 
 
 def _matrix(
@@ -192,6 +192,7 @@ def _stated(
     exists: Array,
     truth: Array,
     reach: Array,
+    least: Array,
     coarse: bool,
     dtype: torch.dtype,
 ) -> Batch:
@@ -229,6 +230,7 @@ def _stated(
         mask=None if exists.all() else torch.from_numpy(exists),
         truth=truth,
         reach=reach,
+        least=np.where(truth == Truth.SOLVABLE, least, 0.0),
         weight_unit=weight,
         force_unit=force,
         cotangent=torch.from_numpy(cotangent / weight).to(dtype),

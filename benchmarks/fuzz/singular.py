@@ -7,16 +7,12 @@ derivative, and that has to be said.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from benchmarks.fuzz.ask import Answer
 from benchmarks.fuzz.batches import Array, Batch, Exact
+from benchmarks.fuzz.findings import Findings
 from benchmarks.fuzz.pieces import Pieces
-
-if TYPE_CHECKING:
-    from benchmarks.fuzz.ask import Answer
-    from benchmarks.fuzz.checks import Findings
 
 MOST = 200  # items of a batch
 
