@@ -17,7 +17,7 @@ from benchmarks.fuzz.families import FAMILIES, draw
 from benchmarks.fuzz.findings import Findings
 from benchmarks.fuzz.invariances import compare_transformed
 from benchmarks.fuzz.neighbours import compare_company
-from benchmarks.fuzz.reproduce import write_reproduction
+from benchmarks.fuzz.reproduce import write_reproductions
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 ENUMERATED = 4  # problems of a cell
@@ -89,20 +89,20 @@ def run_cell(cell: Cell, folder: Path | None = None) -> Result:
     """Runs a cell; reproductions of its failures go to ``folder``."""
     start = time.perf_counter()
     batch = cell.batch()
-    findings = Findings()
+    findings = Findings(batch)
     answer = ask(batch)
     if answer.error:
         findings.counts["all items refused"] += batch.count
         if not answer.documented:
-            findings.failures.append(("exception", 0, answer.error))
+            findings.note("exception", 0, answer.error)
     else:
         judge(batch, answer, findings)
         compare_with_enumeration(batch, answer, ENUMERATED, findings)
         compare_company(batch, answer, cell.rng(1), findings)
         compare_transformed(batch, answer, cell.rng(2), findings)
     if folder is not None:
-        write_reproduction(cell, batch, findings, folder)
-    failures = Counter(kind for kind, _, _ in findings.failures)
+        write_reproductions(cell, findings, folder)
+    failures = Counter(failure.kind for failure in findings.failures)
     seconds = time.perf_counter() - start
     counts = {name: count for name, count in sorted(findings.counts.items()) if count}
     return Result(cell, batch.set_name, batch.size, batch.count, counts, dict(failures), seconds)

@@ -57,7 +57,7 @@ def compare_with_enumeration(batch: Batch, answer: Answer, most: int, findings: 
         off = float(abs(w[k] - right).max() / allowed[k])
         findings.counts["compared with enumeration"] += 1
         if off > 1 and left < 1e-9 * float(sizes.force_size[k]):
-            findings.failures.append(("weights: not those of enumeration", int(items[k]), f"{off:.3g}"))
+            findings.note("weights: not those of enumeration", int(items[k]), f"{off:.3g}")
 
 
 def _judge_status_and_weights(batch: Batch, problem: Exact, answer: Answer, findings: Findings) -> Array:

@@ -16,9 +16,7 @@ def enumerate_solution(problem: Exact, b: int) -> tuple[Array, float]:
 
     Violations of weights and forces are compared as they are, so both should be of about the same size.
     """
-    M, q, l1, lower, upper = (
-        getattr(problem, name)[b].astype(float) for name in ("M", "q", "l1", "lower", "upper")
-    )
+    M, q, l1, lower, upper = (getattr(problem, name)[b].astype(float) for name in ("M", "q", "l1", "lower", "upper"))
     total = None if problem.total is None else float(problem.total[b])
     L = len(q)
     pieces = [_pieces(*item) for item in zip(l1, lower, upper, strict=True)]

@@ -88,9 +88,7 @@ def draw(family_name: str, rng: Rng, dtype: torch.dtype, most: int) -> Batch:
     return _stated(rng, family_name, set_name, drawn, C, exists, truth, reach, least, coarse, dtype)
 
 
-def _matrix(
-    kind: str, rng: Rng, C: DrawnSet, exists: Array, coarse: bool, dtype: torch.dtype
-) -> tuple[Array, Array]:
+def _matrix(kind: str, rng: Rng, C: DrawnSet, exists: Array, coarse: bool, dtype: torch.dtype) -> tuple[Array, Array]:
     """The matrices and the least eigenvalues of their symmetric parts, where known and positive; 0 elsewhere."""
     B, L = exists.shape
     none = np.zeros(B)
@@ -213,7 +211,7 @@ def _stated(
         stated["q"] = stated["q"] + 4096.0 * force
     if not exists.all() and rng.random() < 0.5:  # data of what does not exist are ignored, whatever they are
         stated["q"][~exists] = np.nan
-        stated["M"][~exists] = np.inf
+        stated["M"][~(exists[:, :, None] & exists[:, None, :])] = np.inf
     tensors: dict[str, Value | None] = {k: torch.from_numpy(v.copy()).to(dtype) for k, v in stated.items()}
     numbers = rng.random() < 0.5 or set_name == "Simplex"
     for name in ("l1", "lower", "upper", "total"):

@@ -36,11 +36,11 @@ def compare_transformed(batch: Batch, answer: Answer, rng: Rng, findings: Findin
     now = ask(changed)
     if now.error:
         if not now.documented:
-            findings.failures.append((f"invariance: an exception {words}", int(items[0]), now.error))
+            findings.note(f"invariance: an exception {words}", int(items[0]), now.error)
         return
-    own = Findings()
+    own = Findings(changed)
     judge(changed, now, own)
-    findings.failures += [(f"{failure} ({words})", int(items[k]), detail) for failure, k, detail in own.failures]
+    findings.failures += [failure._replace(kind=f"{failure.kind} (transformed)") for failure in own.failures]
     findings.counts[f"items {words}"] += batch.count
     back = np.argsort(order)
     a, b = answer.weights / batch.weight_unit, (now.weights / changed.weight_unit)[:, back]
@@ -107,8 +107,10 @@ def _in_units(batch: Batch, rng: Rng, *, own: bool) -> Batch:
 
     total = batch.total
     if total is not None and not fixed:
-        total = total * torch.from_numpy(weight[:, 0].copy()).to(batch.dtype) if isinstance(total, torch.Tensor) else (
-            total * float(weight[0, 0])
+        total = (
+            total * torch.from_numpy(weight[:, 0].copy()).to(batch.dtype)
+            if isinstance(total, torch.Tensor)
+            else (total * float(weight[0, 0]))
         )
     return replace(
         batch,

@@ -127,8 +127,6 @@ def _chosen(problem: Exact, position: Position, items: Array, choice: Array) -> 
     for i in range(free.shape[1]):
         let_go = np.flatnonzero(stuck & exists[:, i])
         case = one.select(let_go)
-        parts.append(
-            Pieces(case.item, case.free, case.at_lower, case.at_upper, case.tight, np.full(len(let_go), i))
-        )
+        parts.append(Pieces(case.item, case.free, case.at_lower, case.at_upper, case.tight, np.full(len(let_go), i)))
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Pieces(*(np.concatenate(column) for column in columns))

@@ -12,7 +12,7 @@ import torch
 from benchmarks.fuzz.ask import ask
 from benchmarks.fuzz.batches import Batch, Truth
 from benchmarks.fuzz.checks import judge
-from benchmarks.fuzz.findings import Findings
+from benchmarks.fuzz.findings import Failure, Findings
 
 if TYPE_CHECKING:
     from benchmarks.fuzz.cells import Cell
@@ -41,12 +41,12 @@ for name, gradient in zip(leaves, gradients):
 '''
 
 
-def write_reproduction(cell: Cell, batch: Batch, findings: Findings, folder: Path) -> None:
+def write_reproductions(cell: Cell, findings: Findings, folder: Path) -> None:
     """Writes one file for each kind of failure of a cell, as long as there are not enough of that kind already."""
-    first: dict[str, tuple[int, str]] = {}
-    for kind, item, detail in findings.failures:
-        first.setdefault(kind, (item, detail))
-    for kind, (item, detail) in first.items():
+    first: dict[str, Failure] = {}
+    for failure in findings.failures:
+        first.setdefault(failure.kind, failure)
+    for kind, item, detail, batch in first.values():
         stem = re.sub(r"[^a-z0-9]+", "-", f"{cell.dtype} {cell.family} {kind}".lower()).strip("-")[:120]
         folder.mkdir(parents=True, exist_ok=True)
         if len(list(folder.glob(f"{stem}.*.py"))) >= MOST:
@@ -62,12 +62,12 @@ def _shrunk(batch: Batch, kind: str, item: int) -> tuple[Batch, str]:
     if kind.startswith("exception"):
         return batch, "The whole batch."
     alone = batch.select(np.array([item]))
-    if kind.startswith(("company", "invariance")) or "(" in kind:
+    if kind.startswith(("company", "invariance")):
         return alone, f"Item {item} by itself, before what it is compared with; run the cell for that."
-    answer, own = ask(alone), Findings()
+    answer, own = ask(alone), Findings(alone)
     if not answer.error:
         judge(alone, answer, own)
-    if any(failure == kind for failure, _, _ in own.failures):
+    if any(kind.startswith(failure.kind) for failure in own.failures):
         return alone, f"Item {item} by itself."
     return batch, f"Item {item}; not by itself, so this is the whole batch."
 
