@@ -36,7 +36,7 @@ def cells(seed: int, dtype: str, most: int, families: list[str]) -> Iterator[Cel
 
 
 def run(cells: Iterator[Cell], problems: int, output: Path) -> list[Result]:
-    """Runs cells until there are enough problems, those that are finished counted with them."""
+    """Runs cells until there are enough problems or no more cells; those that are finished already are counted."""
     results: list[Result] = []
     count = 0
     with Progress(console=console, transient=True) as progress:
@@ -44,7 +44,9 @@ def run(cells: Iterator[Cell], problems: int, output: Path) -> list[Result]:
         path = None
         finished: dict[Cell, Result] = {}
         while count < problems:
-            cell = next(cells)
+            cell = next(cells, None)
+            if cell is None:
+                break
             if path is None:
                 path = output / f"{cell.dtype}.jsonl"
                 finished = report.read(path)

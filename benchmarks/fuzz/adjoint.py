@@ -68,7 +68,7 @@ def adjoint(problem: Exact, w: Array, pieces: Pieces) -> Adjoint:
 
 
 def _bordered(M: Array, free: Array, tight: Array) -> tuple[Array, Array]:
-    """The matrix of ``(y · unit, ν)``, ``(n, L + 1, L + 1)``, identity off ``F``, and ``(n,)``, the unit of ``M_FF``."""
+    """The matrix of ``(y · unit, ν)``, ``(n, L + 1, L + 1)``, identity off ``F``, and the unit, ``(n,)``."""
     n, L = free.shape
     inside = free[:, :, None] & free[:, None, :]
     core = np.where(inside, M.swapaxes(1, 2), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch
 from benchmarks.fuzz.batches import Array, Batch, Truth
 from solvers import Status, solve
 
-DOCUMENTED = (ValueError, TypeError, RuntimeError)  # where every item is hopeless, `solve` may raise ValueError
+SOLVED = int(Status.SOLVED)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class Answer:
     Attributes:
         weights: ``(B, L)``.
         status: ``(B,)``, of `solvers.Status`.
-        iterations: ``(B,)``.
         gradients: ``name → (B, …)`` for every tensor of the batch.
         warned: What was warned of in the backward pass.
         error: The exception instead of an answer, and whether it is a documented one.
@@ -30,7 +29,6 @@ class Answer:
 
     weights: Array
     status: Array
-    iterations: Array
     gradients: dict[str, Array]
     warned: tuple[str, ...] = ()
     error: str = ""
@@ -39,16 +37,13 @@ class Answer:
     def select(self, items: Array) -> Answer:
         """The answers to the items at the given indices."""
         gradients = {name: value[items] for name, value in self.gradients.items()}
-        return Answer(self.weights[items], self.status[items], self.iterations[items], gradients, self.warned)
+        return Answer(self.weights[items], self.status[items], gradients, self.warned)
 
 
 def ask(batch: Batch, *, alone: bool = False) -> Answer:
     """Solves a batch and differentiates it; ``alone`` leaves the batch dimension of a single item out."""
-    stated = batch
     leaves = {name: (value[0] if alone else value).clone().requires_grad_() for name, value in batch.leaves().items()}
-    if alone:
-        mask = None if batch.mask is None else batch.mask[0]
-        stated = Batch(**(vars(batch) | {"mask": mask}))
+    stated = batch if batch.mask is None or not alone else replace(batch, mask=batch.mask[0])
     cotangent = batch.cotangent[0] if alone else batch.cotangent
     try:
         with warnings.catch_warnings(record=True):
@@ -61,20 +56,17 @@ def ask(batch: Batch, *, alone: bool = False) -> Answer:
         hopeless = bool(np.isin(batch.truth, (Truth.FAULTY, Truth.INFEASIBLE)).all())
         nothing = np.zeros(0)
         said = f"{type(error).__name__}: {error}"
-        return Answer(nothing, nothing, nothing, {}, (), said, hopeless and isinstance(error, ValueError))
+        return Answer(nothing, nothing, {}, (), said, hopeless and isinstance(error, ValueError))
     gradients = {
         name: np.zeros(tuple(leaf.shape), _numpy(leaf)) if gradient is None else gradient.numpy()
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
-    arrays = (solution.weights.detach().numpy(), solution.status.numpy(), solution.iterations.numpy())
+    weights, status = solution.weights.detach().numpy(), solution.status.numpy()
     if alone:
-        arrays = tuple(array[None] for array in arrays)
+        weights, status = weights[None], status[None]
         gradients = {name: value[None] for name, value in gradients.items()}
-    return Answer(*arrays, gradients, tuple(str(warning.message) for warning in caught))
+    return Answer(weights, status, gradients, tuple(str(warning.message) for warning in caught))
 
 
 def _numpy(tensor: torch.Tensor) -> type:
     return np.float64 if tensor.dtype == torch.float64 else np.float32
-
-
-SOLVED = int(Status.SOLVED)

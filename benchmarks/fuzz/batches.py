@@ -39,7 +39,7 @@ class Batch:
         mask: ``(B, L)`` bool or ``None``.
         truth: ``(B,)``, of `Truth`.
         reach: ``(B,)``, how large a solution may be, in weight units; an answer beyond it has run away.
-        least: ``(B,)``, the least eigenvalue of the symmetric part, in its units, where it is known and positive, else 0.
+        least: ``(B,)``, the least eigenvalue of the symmetric part, in its units, where known and positive, else 0.
         weight_unit: ``(B, L)``, the unit of each weight; ``force_unit``, of each entry of ``Mw + q``.
         cotangent: ``(B, L)``, in the dtype that is tested: what the weights are differentiated against.
     """

@@ -1,10 +1,10 @@
 r"""How far weights are from a solution, in extended precision, weights and forces each in their own unit.
 
-With ``f = −(Mw + q)``, ``w`` is a solution if ``f_i − ν ∈ T_i(w_i)`` for all i, where ``T_i = λ_i ∂|·| + N_[lower, upper]``
-is a staircase and ``ν`` the multiplier of the sum (0 without one or where a budget is slack, ``≥ 0`` for a budget).
-A weight may be off by ``t``: then ``f_i − ν`` may lie anywhere between the lowest value of ``T_i`` at ``w_i − t`` and its
-highest at ``w_i + t``. Each coordinate thus leaves an interval for ``ν``, and the violation is half of the largest gap
-between two of them. (Our derivation; no code of the solvers is used.)
+With ``f = −(Mw + q)``, ``w`` is a solution if ``f_i − ν ∈ T_i(w_i)`` for all i, where ``T_i`` is the staircase
+``λ_i ∂|·| + N_[lower, upper]`` and ``ν`` the multiplier of the sum (0 without one or where a budget is slack, ``≥ 0``
+for a budget). A weight may be off by ``t``: then ``f_i − ν`` may lie anywhere between the lowest value of ``T_i`` at
+``w_i − t`` and its highest at ``w_i + t``. Each coordinate thus leaves an interval for ``ν``, and the violation is half
+of the largest gap between two of them. (Our derivation; no code of the solvers is used.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.fuzz.batches import Array, Exact
-
-EXCUSED = 64  # roundings, times L + 4, that a backward stable solution of a linear system may leave in a force
+from benchmarks.fuzz.tolerances import EXCUSED
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def enumerate_solution(problem: Exact, b: int) -> tuple[Array, float]:
             low, high = (force - f_high).max(), (force - f_low).min()
             if not problem.equality:
                 low, high = max(low, 0.0), max(high, 0.0)
-            price = 0.5 * (low + high) if np.isfinite(low + high) else low if np.isfinite(low) else high
-            price = price if np.isfinite(price) else 0.0
+            ends = [end for end in (low, high) if np.isfinite(end)]
+            price = sum(ends) / len(ends) if ends else 0.0
         off = max((w_low - w).max(), (w - w_high).max())
         off = max(off, (f_low - force + price).max(), (force - price - f_high).max())
         if total is not None:

@@ -58,11 +58,13 @@ FAMILIES = {
 }
 
 
-def draw(family_name: str, rng: Rng, dtype: torch.dtype, most: int) -> Batch:
-    """Draws a batch of up to ``most`` problems of a family, fewer where they are large."""
+def draw(
+    family_name: str, rng: Rng, dtype: torch.dtype, most: int, *, set_name: str | None = None, size: int | None = None
+) -> Batch:
+    """Draws a batch of up to ``most`` problems of a family, fewer where they are large; any set and size if omitted."""
     family = FAMILIES[family_name]
-    set_name = str(rng.choice(family.sets))
-    L = int(rng.choice(SIZES, p=np.array(SHARES) / sum(SHARES)))
+    set_name = str(rng.choice(family.sets)) if set_name is None else set_name
+    L = int(rng.choice(SIZES, p=np.array(SHARES) / sum(SHARES))) if size is None else size
     B = max(min(most, most * 8 // L), 1)
     coarse = rng.random() < family.coarse
     exists = np.ones((B, L), bool)

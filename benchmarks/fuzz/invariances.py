@@ -10,8 +10,9 @@ import torch
 from benchmarks.fuzz.ask import SOLVED, Answer, ask
 from benchmarks.fuzz.batches import Array, Batch, Truth, Value, exact
 from benchmarks.fuzz.certificate import certify
-from benchmarks.fuzz.checks import EXCUSED_ERROR, WEIGHTS, judge
+from benchmarks.fuzz.checks import judge
 from benchmarks.fuzz.findings import Findings
+from benchmarks.fuzz.tolerances import UNIQUE, WEIGHTS
 
 Rng = np.random.Generator
 MOST = 1000  # items
@@ -51,7 +52,7 @@ def compare_transformed(batch: Batch, answer: Answer, rng: Rng, findings: Findin
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         problem = exact(batch)
         sizes = certify(problem, np.where(np.isfinite(a), a, 0).astype(np.longdouble), 1e-6)
-        excused = EXCUSED_ERROR * (batch.size + 4) * (problem.eps * sizes.force_size + rounding) / batch.least
+        excused = UNIQUE * (batch.size + 4) * (problem.eps * sizes.force_size + rounding) / batch.least
         allowed = WEIGHTS[answer.weights.dtype.type] * sizes.weight_size + excused
         off = abs(a - b).max(1) / allowed
     findings.blame(f"invariance: weights differ {words}", both & (off > 1), off, items)

@@ -9,9 +9,8 @@ import numpy as np
 
 from benchmarks.fuzz.batches import Array, Exact
 from benchmarks.fuzz.certificate import Certificate
+from benchmarks.fuzz.tolerances import TIE
 
-TIE = 1e3
-"""The documented width of a tie, in roundings of the largest weight or force."""
 MOST_TIES = 3
 """Items with more ties than this have too many adjacent pieces to try."""
 

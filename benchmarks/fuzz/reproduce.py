@@ -25,6 +25,7 @@ TEMPLATE = '''"""{kind}: {detail}
 
 import torch
 from math import inf, nan
+from pathlib import Path
 
 from solvers import AffineVI, Box, Budget, CappedSimplex, FeasibleSet, Free, NonNegative, Simplex, SumTo, solve
 
@@ -76,8 +77,8 @@ def _script(batch: Batch, kind: str, detail: str, where: str, command: str, path
     names = ("M", "q", "l1", "lower", "upper", "total", "mask", "cotangent")
     values = {name: getattr(batch, name) for name in names}
     if batch.count > 1:  # too long to read
-        torch.save(values, path.with_suffix(path.suffix + ".pt"))
-        stored = f"torch.load({path.name + '.pt'!r})"
+        torch.save(values, path.with_name(path.name + ".pt"))
+        stored = f"torch.load(Path(__file__).with_name({path.name + '.pt'!r}))"
         data = f"data = {stored}\n{', '.join(names)} = (data[name] for name in {names})\n"
         data += "\n".join(f"{n}.requires_grad_()" for n in names[:6] if isinstance(values[n], torch.Tensor))
     else:

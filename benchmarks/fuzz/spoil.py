@@ -63,8 +63,7 @@ def unbounded(rng: Rng, M: Array, q: Array, l1: Array, C: DrawnSet, exists: Arra
 
 def spoil(rng: Rng, drawn: dict[str, Array], equality: bool, exists: Array, truth: Array, share: float) -> None:
     """Spoils a share of the items, in place: NaN and Inf, a negative L1, an empty set."""
-    B, L = exists.shape
-    item = np.flatnonzero(rng.random(B) < (share if share < 1 else rng.choice([0.3, 1.0])))
+    item = np.flatnonzero(rng.random(len(exists)) < (share if share < 1 else rng.choice([0.3, 1.0])))
     at = np.array([rng.choice(np.flatnonzero(exists[b])) for b in item], int)
     total = drawn["total"]
     for b, i in zip(item, at, strict=True):
