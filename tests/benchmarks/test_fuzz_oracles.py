@@ -1,5 +1,6 @@
 """The fuzzer's oracles know right from wrong: closed forms, finite differences of an enumeration, planted faults."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -102,7 +103,7 @@ def moved(problem, b, name, way):
 def test_the_adjoint_is_what_finite_differences_of_an_enumeration_say(set_name, size):
     """Central differences of a piecewise smooth map, away from its kinks: off by rounding / step and step²."""
     step, compared = 1e-6, 0
-    for seed in range(20):
+    for seed in itertools.takewhile(lambda _: compared < 60, range(100)):
         batch = draw("game", np.random.default_rng(seed), torch.float64, 8, set_name=set_name, size=size)
         batch = batch.select(np.flatnonzero(batch.truth == Truth.SOLVABLE))
         problem = exact(batch)
@@ -125,10 +126,10 @@ def test_the_adjoint_is_what_finite_differences_of_an_enumeration_say(set_name, 
                 there, back = (moved(problem, b, name, sign * step * way) for sign in (1, -1))
                 right = float(((there - back) * problem.cotangent[b]).sum() / (2 * step))
                 got = float((found.gradients[name][k] * way).sum())
-                allowed = 1e-5 * (abs(right) + found.sizes[name][k])
+                allowed = 1e-5 * (abs(right) + found.sizes[name][k]) + 1e-8
                 assert abs(got - right) <= allowed, (name, seed, b)
                 compared += 1
-    assert compared > 20
+    assert compared >= 60
 
 
 def test_the_inverse_is_one_and_a_singular_matrix_is_said_to_be():
