@@ -10,7 +10,7 @@ from benchmarks.fuzz.certificate import certify
 from benchmarks.fuzz.enumeration import MOST_COORDINATES, enumerate_solution
 from benchmarks.fuzz.findings import Findings
 from benchmarks.fuzz.gradients import judge_gradients
-from benchmarks.fuzz.tolerances import UNIQUE, WEIGHTS
+from benchmarks.fuzz.tolerances import WEIGHTS, spread
 from solvers import Status
 
 ALLOWED = {
@@ -44,8 +44,8 @@ def compare_with_enumeration(batch: Batch, answer: Answer, most: int, findings: 
     problem = exact(batch.select(items))
     w = answer.weights[items].astype(np.longdouble) / batch.weight_unit[items]
     sizes = certify(problem, w, 1e-6)
-    rounding = (batch.size + 4) * problem.eps * sizes.force_size / batch.least[items]
-    allowed = WEIGHTS[answer.weights.dtype.type] * sizes.weight_size + UNIQUE * rounding
+    dtype = answer.weights.dtype.type
+    allowed = spread(dtype, batch.size, sizes.weight_size, sizes.force_size, batch.least[items])
     for k in range(len(items)):
         right, left = enumerate_solution(problem, k)
         off = float(abs(w[k] - right).max() / allowed[k])

@@ -73,7 +73,7 @@ def _errors(batch: Batch, problem: Exact, answer: Answer, width: float) -> tuple
         if name not in answer.gradients:
             continue
         got, right = _comparable(batch, problem, answer, w, name, reference.gradients, case)
-        off, size = (abs(x).reshape(len(case), -1).max(1) for x in (got - right, right))
+        off, size = (abs(x).max(tuple(range(1, x.ndim)), initial=0) for x in (got - right, right))
         allowed = relative * size + (rounding + tiny) * reference.sizes[name] + 1e-300
         error = np.maximum(error, np.where(np.isfinite(off), off / allowed, np.inf))
     best = np.full(B, np.inf)

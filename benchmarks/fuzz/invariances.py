@@ -12,7 +12,7 @@ from benchmarks.fuzz.batches import Array, Batch, Truth, Value, exact
 from benchmarks.fuzz.certificate import certify
 from benchmarks.fuzz.checks import judge
 from benchmarks.fuzz.findings import Findings
-from benchmarks.fuzz.tolerances import UNIQUE, WEIGHTS
+from benchmarks.fuzz.tolerances import spread
 
 Rng = np.random.Generator
 MOST = 1000  # items
@@ -24,9 +24,9 @@ def compare_transformed(batch: Batch, answer: Answer, rng: Rng, findings: Findin
     batch, answer = batch.select(items), answer.select(items)
     kind = rng.integers(0, 4)
     order = np.arange(batch.size)
-    rounding = np.zeros(batch.count)
+    moved = np.zeros(batch.count)  # by a force that only rounds
     if kind == 0 and batch.total is not None and batch.equality:
-        words, changed, rounding = _with_common_force(batch, rng)
+        words, changed, moved = _with_common_force(batch, rng)
     elif kind == 1:
         words, order = "with coordinates in another order", rng.permutation(batch.size)
         changed = _reordered(batch, order)
@@ -52,19 +52,17 @@ def compare_transformed(batch: Batch, answer: Answer, rng: Rng, findings: Findin
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         problem = exact(batch)
         sizes = certify(problem, np.where(np.isfinite(a), a, 0).astype(np.longdouble), 1e-6)
-        excused = UNIQUE * (batch.size + 4) * (problem.eps * sizes.force_size + rounding) / batch.least
-        allowed = WEIGHTS[answer.weights.dtype.type] * sizes.weight_size + excused
-        off = abs(a - b).max(1) / allowed
+        force = sizes.force_size + moved
+        off = abs(a - b).max(1) / spread(answer.weights.dtype.type, batch.size, sizes.weight_size, force, batch.least)
     findings.blame(f"invariance: weights differ {words}", both & (off > 1), off, items)
 
 
 def _with_common_force(batch: Batch, rng: Rng) -> tuple[str, Batch, Array]:
-    """``q + t 1``, with what rounding does to ``q`` in units of force."""
+    """``q + t 1``, and ``t`` in units of force."""
     by = float(rng.choice([1.0, 64.0, 4096.0]))
     force = batch.force_unit[:, :1]
     q = batch.q + torch.from_numpy(by * force).to(batch.dtype)
-    rounding = by * torch.finfo(batch.dtype).eps * np.ones(batch.count)
-    return "with a common force", replace(batch, q=q), rounding
+    return "with a common force", replace(batch, q=q), np.full(batch.count, by)
 
 
 def _reordered(batch: Batch, order: Array) -> Batch:

@@ -22,5 +22,22 @@ EXCUSED = 64
 STABLE = 30
 """Roundings, times L + 4 and the condition, that the gradient of a backward stable method may be off by."""
 
+PROMISED = {np.float64: 1e-8, np.float32: 1e-4}
+"""Ten times the relative residual that solvers promise."""
+
 UNIQUE = 1000
-"""Roundings of a force, times L + 4 and over the least eigenvalue, by which weights that are unique may differ."""
+"""Roundings of a force, times L + 4, that an answer may be off by."""
+
+
+def spread(dtype: type, size: int, weight: np.ndarray, force: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """How far two solved answers may lie apart where there is one solution, ``(B,)``.
+
+    Args:
+        dtype: ``np.float64`` or ``np.float32``.
+        size: Number of coordinates.
+        weight: ``(B,)``, size of the weights; ``force`` of the terms of a force.
+        force: ``(B,)``.
+        least: ``(B,)``, least eigenvalue of the symmetric part: a force off by ``r`` moves weights by ``r / least``.
+    """
+    residual = PROMISED[dtype] + UNIQUE * (size + 4) * np.finfo(dtype).eps
+    return WEIGHTS[dtype] * weight + residual * force / least

@@ -30,7 +30,13 @@ def stated(M, q, *, lower=-INF, upper=INF, l1=0.0, total=None, equality=True, tr
     M, q = torch.tensor(M, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)
     B, L = q.shape
     ones = np.ones((B, L))
-    fields = {"mask": None, "least": np.zeros(B), "weight_unit": ones, "force_unit": ones, "cotangent": torch.ones(B, L)}
+    fields = {
+        "mask": None,
+        "least": np.zeros(B),
+        "weight_unit": ones,
+        "force_unit": ones,
+        "cotangent": torch.ones(B, L),
+    }
     fields |= {"family": "", "set_name": "", "lower": lower, "upper": upper, "l1": l1, "total": total}
     fields |= {"equality": equality, "truth": np.full(B, truth), "reach": np.full(B, reach)}
     return Batch(M=M, q=q, **(fields | more))
