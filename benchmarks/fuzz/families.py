@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from benchmarks.fuzz.spoil import FREE_DIRECTIONS, spoil, unbounded
 Rng = np.random.Generator
 SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 SHARES = (3, 12, 14, 20, 10, 10, 14, 7, 6, 2, 2)
+FEW = 1 / 32
 UNBOUNDED_SETS = ("NonNegative", "Box half open", "Free", "SumTo", "Budget below")
 
 
@@ -29,6 +31,7 @@ class Family:
         coarse: How often data are on a coarse grid, so that ties are exact.
         truth: What all items are.
         spoiled: How often a batch has faulty, infeasible and other hopeless items among the others.
+        part: Of the largest batch: small where solvers try everything before they give up.
     """
 
     matrix: str
@@ -37,6 +40,7 @@ class Family:
     coarse: float = 0.0
     truth: Truth = Truth.SOLVABLE
     spoiled: float = 0.3
+    part: float = 1.0
 
 
 FAMILIES = {
@@ -50,10 +54,10 @@ FAMILIES = {
     "zero-sum game": Family("skew", BOUNDED, planted=0.3, coarse=0.5),
     "planted zero-sum game": Family("skew", planted=1.0, coarse=1.0),
     "rows": Family("saddle", ("Box half open", "NonNegative"), planted=1.0),
-    "wild game": Family("any", BOUNDED, truth=Truth.OPEN),
-    "concave player": Family("concave player", BOXES, truth=Truth.NOT_MONOTONE),
-    "not monotone": Family("indefinite", SETS, truth=Truth.NOT_MONOTONE),
-    "unbounded": Family("conditioned", UNBOUNDED_SETS, planted=0.0, coarse=0.3, truth=Truth.UNBOUNDED),
+    "wild game": Family("any", BOUNDED, truth=Truth.OPEN, part=FEW),
+    "concave player": Family("concave player", BOXES, truth=Truth.NOT_MONOTONE, part=FEW),
+    "not monotone": Family("indefinite", SETS, truth=Truth.NOT_MONOTONE, part=FEW),
+    "unbounded": Family("conditioned", UNBOUNDED_SETS, planted=0.0, coarse=0.3, truth=Truth.UNBOUNDED, part=FEW),
     "spoiled": Family("conditioned", spoiled=1.0),
 }
 
@@ -65,7 +69,7 @@ def draw(
     family = FAMILIES[family_name]
     set_name = str(rng.choice(family.sets)) if set_name is None else set_name
     L = int(rng.choice(SIZES, p=np.array(SHARES) / sum(SHARES))) if size is None else size
-    B = max(min(most, most * 8 // L), 1)
+    B = math.ceil(family.part * min(most, most * 8 / L))
     coarse = rng.random() < family.coarse
     exists = np.ones((B, L), bool)
     if rng.random() < 0.25:
