@@ -7,19 +7,18 @@ from torch import Tensor
 
 from solvers.sums import ordered_sum
 
-# Measured on CPU (float64, one thread): the elementwise elimination overtakes LAPACK's loop over the items at these
-# sizes.
 ELIMINATE_UP_TO_SIZE = 8
-ELIMINATE_FROM_BATCH = 512
+"""Up to this size systems are eliminated elementwise over the batch, which overtakes LAPACK's loop over the items from
+some hundred items on (CPU, one thread) and costs little more for one. The number of items does not decide: the digits
+of an item would depend on its company."""
 
 
 def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tensor:
     """``A⁻¹ b`` for ``A`` of shape ``(L, L, B)`` and R right-hand sides ``b``, ``(R, L, B)``; in the shape of ``b``.
 
-    Large batches of small systems are eliminated elementwise over the batch, without pivoting, which is stable for the
-    matrices of this package (their symmetric part is positive definite). All others go to LAPACK, with partial
-    pivoting; so does everything that is to be differentiated, any number of times. ``eliminate`` chooses in place of
-    the shape, for a part of a batch that is to be solved as the whole was.
+    Small systems are eliminated elementwise over the batch, without pivoting, which is stable for the matrices of this
+    package (their symmetric part is positive definite). All others go to LAPACK, with partial pivoting; so does
+    everything that is to be differentiated, any number of times. ``eliminate`` chooses in place of the size.
     """
     differentiated = torch.is_grad_enabled() and (A.requires_grad or b.requires_grad)
     if (prefers_elimination(A) if eliminate is None else eliminate) and not differentiated:
@@ -28,8 +27,8 @@ def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tens
 
 
 def prefers_elimination(A: Tensor) -> bool:
-    """Whether a batch ``(L, L, B)`` of systems is better eliminated than left to LAPACK."""
-    return A.shape[0] <= ELIMINATE_UP_TO_SIZE and A.shape[-1] >= ELIMINATE_FROM_BATCH
+    """Whether systems ``(L, L, B)`` are better eliminated than left to LAPACK."""
+    return A.shape[0] <= ELIMINATE_UP_TO_SIZE
 
 
 def gauss_jordan(A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

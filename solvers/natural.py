@@ -26,7 +26,7 @@ TIE = 1e3
 RUNAWAY = 1e3
 """How much larger than the data explain a slope may be before the residual is measured by the data alone."""
 FAR = 1e10
-"""The reach of a set explains weights, unless it is so much larger than ``|q| + λ`` asks for that it stands for none."""
+"""The reach of a set explains weights, unless it is so many times what ``|q| + λ`` asks for that it stands for none."""
 
 
 class NaturalMap(NamedTuple):

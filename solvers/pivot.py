@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from solvers.homotopy import follow_path
-from solvers.linear import prefers_elimination, solve_pieces
+from solvers.linear import solve_pieces
 from solvers.natural import reach, relative_residual, tolerance_of
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
@@ -82,10 +82,9 @@ def _block_pivot(problem: StandardForm, max_pivots: int) -> tuple[Tensor, Tensor
     final, iterations, price = problem.q, torch.ones_like(active), problem.q[0]
     rounding = 8 * (problem.size + 4) * torch.finfo(problem.q.dtype).eps
     x, step, sizes = _start(problem)
-    eliminate = prefers_elimination(problem.M)  # the same for whatever is left, so that no item changes its digits
     for k in range(max_pivots):
         on = pieces(problem, x, step)
-        w, price, g, weight, force = _newton_step(problem, on, sizes, eliminate)
+        w, price, g, weight, force = _newton_step(problem, on, sizes)
         if problem.total is None:
             solved = relative_residual(problem, w) <= rounding  # False for NaN
         else:
@@ -145,7 +144,7 @@ def _descend(problem: StandardForm, x: Tensor, step: Tensor, times: int) -> Tens
     return x
 
 
-def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bool) -> tuple[Tensor, ...]:
+def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor) -> tuple[Tensor, ...]:
     """The solution ``w`` on the given pieces, the price of the sum, ``Mw + q``, and the sizes of a weight and a force.
 
     The sizes are ``‖w‖_∞`` and ``‖|M||w|‖_∞``, added to the given ones.
@@ -157,7 +156,7 @@ def _newton_step(problem: StandardForm, on: Pieces, sizes: Tensor, eliminate: bo
     if on.slope is not None:
         force = force + on.slope
     simplex = problem.nonnegative and problem.equality  # slopes are small, see in_natural_units, and one is free
-    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, easy=simplex, eliminate=eliminate)
+    w, price = solve_pieces(problem.M, on.free, -force, missing, on.tight, easy=simplex)
     w = w if on.held is None else on.held + w
     price = torch.zeros_like(w[0]) if price is None else price
     products = problem.M * w
@@ -212,13 +211,16 @@ def _proximal_point(problem: StandardForm, start: Tensor, fallback: Tensor, max_
     scale = problem.M.abs().amax((0, 1)) + 1e-3 * problem.q.abs().amax(0)
     ridge = 1e-3 * torch.where(scale > 0, scale, 1.0)
     eye = torch.eye(problem.size, dtype=ridge.dtype, device=ridge.device).unsqueeze(-1)
-    w, free_of_charge = start, torch.zeros_like(start[0])
-    pivots = free_of_charge.long()
+    w, pivots = start.clone(), torch.zeros_like(start[0], dtype=torch.long)
+    active = torch.arange(problem.batch, device=w.device)
     for _ in range(PROXIMAL_STEPS):
-        regular = replace(problem, M=problem.M + ridge * eye, q=problem.q - ridge * w)
-        w, more = follow_path(regular, w, free_of_charge, max_pivots)
-        pivots += more
-        if bool(_is_solved(problem, w).all()):
+        sub, before, rho = problem.select(active), w[:, active], ridge[active]
+        regular = replace(sub, M=sub.M + rho * eye, q=sub.q - rho * before)
+        after, more = follow_path(regular, before, torch.zeros_like(rho), max_pivots)
+        w[:, active] = after
+        pivots[active] += more
+        active = active[~_is_solved(sub, after)]  # what is solved stays as it is, whatever its neighbours need
+        if active.numel() == 0:
             break
     better = relative_residual(problem, w) < relative_residual(problem, fallback).nan_to_num(torch.inf)
     return torch.where(better, w, fallback), pivots
