@@ -27,6 +27,7 @@ class Certificate:
             the data's forces.
         force: ``(B, L)``, ``−(Mw + q)``.
         price: A best multiplier of the sum, in the middle of all that are as good.
+        least_price: The least of those.
         weight_size: Size of the weights.
         force_size: Size of the terms that a force is made of, for the width of ties.
     """
@@ -35,6 +36,7 @@ class Certificate:
     force_violation: Array
     force: Array
     price: Array
+    least_price: Array
     weight_size: Array
     force_size: Array
 
@@ -79,6 +81,7 @@ def certify(problem: Exact, w: Array, tolerance: float) -> Certificate:
         np.where(bad, np.inf, force_violation),
         force,
         _middle(gap_below, gap_above, force_size),
+        np.minimum(gap_below, gap_above),
         weight_size,
         force_size,
     )
