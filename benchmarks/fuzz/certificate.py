@@ -46,7 +46,7 @@ def certify(problem: Exact, w: Array, tolerance: float) -> Certificate:
 
     Sizes are those of the data: an answer beyond ``problem.reach`` does not enlarge what it is measured by.
     """
-    finite = np.isfinite(w).all(1)
+    finite = np.asarray(np.isfinite(w).all(axis=1))
     w = np.where(finite[:, None], w, 0)
     magnitude = np.minimum(abs(w), problem.reach[:, None])
     products = abs(problem.M) * magnitude[:, None, :]

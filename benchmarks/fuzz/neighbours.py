@@ -52,6 +52,8 @@ def _spoiled(batch: Batch, items: Array, rng: Rng) -> Batch:
 
 
 def _compare(before: Answer, mine: Array, now: Answer, theirs: Array, words: str, findings: Findings) -> None:
+    if not len(mine):
+        return
     if now.error:
         if not now.documented:
             findings.note(f"company: an exception {words}", int(mine[0]), now.error)
