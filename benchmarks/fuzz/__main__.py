@@ -12,6 +12,7 @@ from typing import Annotated
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small systems gain nothing from more
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -74,6 +75,8 @@ def main(
     unknown = [name for name in chosen if name not in FAMILIES]
     if unknown or dtype not in DTYPES:
         raise typer.BadParameter(f"families are {', '.join(FAMILIES)}; dtypes {', '.join(DTYPES)}.")
+    if dtype == "float64" and not np.finfo(np.longdouble).eps < np.finfo(np.float64).eps:
+        raise typer.BadParameter("long double is no wider than float64 on this machine, so nothing could be judged.")
     torch.set_num_threads(1)
     if cell is not None:
         family = list(FAMILIES)[cell % len(FAMILIES)]

@@ -94,7 +94,8 @@ class Batch:
     def problem(self, leaves: dict[str, Tensor]) -> AffineVI:
         """The problem, its tensors replaced by ``leaves``."""
         stated = vars(self) | leaves
-        feasible = _feasible(self.set_name, *(stated[k] for k in ("lower", "upper", "total", "equality", "mask")))
+        bounds = (stated["lower"], stated["upper"], stated["total"])
+        feasible = _feasible(self.set_name, *bounds, self.equality, self.mask)
         return AffineVI(stated["M"], stated["q"], feasible, l1=stated["l1"])
 
 

@@ -27,6 +27,7 @@ class Certificate:
             the data's forces.
         force: ``(B, L)``, ``−(Mw + q)``.
         price: A best multiplier of the sum, in the middle of all that are as good.
+        least_price: The least of those.
         weight_size: Size of the weights.
         force_size: Size of the terms that a force is made of, for the width of ties.
     """
@@ -35,6 +36,7 @@ class Certificate:
     force_violation: Array
     force: Array
     price: Array
+    least_price: Array
     weight_size: Array
     force_size: Array
 
@@ -44,7 +46,7 @@ def certify(problem: Exact, w: Array, tolerance: float) -> Certificate:
 
     Sizes are those of the data: an answer beyond ``problem.reach`` does not enlarge what it is measured by.
     """
-    finite = np.isfinite(w).all(1)
+    finite = np.asarray(np.isfinite(w).all(axis=1))
     w = np.where(finite[:, None], w, 0)
     magnitude = np.minimum(abs(w), problem.reach[:, None])
     products = abs(problem.M) * magnitude[:, None, :]
@@ -79,6 +81,7 @@ def certify(problem: Exact, w: Array, tolerance: float) -> Certificate:
         np.where(bad, np.inf, force_violation),
         force,
         _middle(gap_below, gap_above, force_size),
+        np.minimum(gap_below, gap_above),
         weight_size,
         force_size,
     )

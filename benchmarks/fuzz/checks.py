@@ -85,6 +85,6 @@ def _judge_unsolved_gradients(batch: Batch, answer: Answer, findings: Findings) 
     unsolved = answer.status != SOLVED
     for name, gradient in answer.gradients.items():
         flat = gradient.reshape(batch.count, -1)
-        finite = np.isfinite(flat).all(1)
+        finite = np.asarray(np.isfinite(flat).all(1))
         findings.blame(f"gradient: {name} not finite", ~finite)
         findings.blame(f"gradient: {name} of an unsolved item is not zero", unsolved & finite & (flat != 0).any(1))

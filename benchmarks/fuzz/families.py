@@ -79,7 +79,7 @@ def draw(
     M, least = _matrix(family.matrix, rng, C, exists, coarse, dtype)
     l1 = _l1(rng, B, L, coarse)
     planted = rng.random() < family.planted
-    q = _planted(rng, M, C, l1, coarse) if planted else _random_force(rng, M, B, L, coarse)
+    q = planted_force(rng, M, C, l1, coarse) if planted else _random_force(rng, M, B, L, coarse)
     truth = np.full(B, family.truth)
     if family.truth == Truth.NOT_MONOTONE:
         truth[~FREE_DIRECTIONS[family.matrix](C, exists)] = Truth.OPEN
@@ -154,7 +154,7 @@ def _random_force(rng: Rng, M: Array, B: int, L: int, coarse: bool) -> Array:
     return np.einsum("bij,bj->bi", M, q) if kind < 0.3 else q
 
 
-def _planted(rng: Rng, M: Array, C: DrawnSet, l1: Array, coarse: bool) -> Array:
+def planted_force(rng: Rng, M: Array, C: DrawnSet, l1: Array, coarse: bool) -> Array:
     """``q`` for which the point inside the set is a solution; every third multiplier is zero, a tie."""
     w = C.inside
     B, L = w.shape

@@ -87,7 +87,7 @@ def locate(problem: Exact, w: Array, certificate: Certificate, width: Array | fl
         tight = np.ones(B, bool)
         if not problem.equality:
             near_total = problem.total - w.sum(1) <= slip * w.shape[1]
-            tight = near_total & (certificate.price > push)
+            tight = near_total & (certificate.least_price > push)  # at a vertex it may be slack as well
             tight_open = near_total & ~tight
     return Position(near_lower, near_upper, near_kink, near & ~held, held, tight, tight_open, narrow)
 

@@ -20,13 +20,13 @@ WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_short_run_finds_nothing_wrong(dtype, tmp_path):
-    """Every family twice; a long run is for `python -m benchmarks.fuzz`."""
+    """Every family once; a long run is for `python -m benchmarks.fuzz`."""
     if dtype == "float64" and not WIDER:
         pytest.skip("long double is no wider than float64 here")
-    chosen = itertools.islice(cells(0, dtype, 24, list(FAMILIES)), 2 * len(FAMILIES))
+    chosen = itertools.islice(cells(0, dtype, 40, list(FAMILIES)), len(FAMILIES))
     results = run(chosen, 10**9, tmp_path)
     _, failures, count = report.total_of(results)
-    assert count > 200
+    assert count > 150
     assert not failures, f"{dict(failures)}, see {tmp_path}/failures"
 
 
