@@ -62,7 +62,8 @@ def _with_one_free(problem: StandardForm, w: Tensor, on: Pieces) -> Pieces:
     if on.tight is not None:
         stuck = stuck & on.tight
     rises, falls = leaving_prices(problem, w, on.held)
-    can_rise = rises.isfinite().any(0)
+    can_rise, can_fall = rises.isfinite().any(0), falls.isfinite().any(0)
+    stuck = stuck & (can_rise | can_fall)
     first = torch.where(can_rise, rises.argmax(0), falls.argmin(0))
     free = on.free | (stuck & (torch.arange(problem.size, device=w.device).unsqueeze(-1) == first))
     at_lower = None if on.at_lower is None else on.at_lower & ~free

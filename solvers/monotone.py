@@ -10,25 +10,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from solvers.natural import balanced
 from solvers.standard_form import StandardForm
 
 
 def is_monotone(problem: StandardForm) -> Tensor:
     """Which items have ``dᵀMd ≥ 0`` for all directions ``d`` of the set, up to rounding; ``(B,)`` bool, False for NaN.
 
-    Rounding is ``32 L ε`` of the largest eigenvalue, in units in which every ``M_ii`` is 1.
+    Rounding is ``32 L ε`` of the largest entry of ``M``, without a sum in units of the coordinates in which ``M`` is
+    balanced (see `solvers.natural.stiffness`).
     """
-    S = 0.5 * (problem.M + problem.M.transpose(0, 1))
-    moves = _movable(problem)
+    M, moves = problem.M, _movable(problem)
     if moves is not None:
-        S = S * (moves.unsqueeze(0) & moves.unsqueeze(1))
+        M = M * (moves.unsqueeze(0) & moves.unsqueeze(1))
     fixed_sum = problem.total is not None and problem.equality
-    definite = _has_cholesky(S, moves, fixed_sum)
+    definite = has_cholesky(M, moves, fixed_sum, 1 + _rounding(M))
     rest = (~definite).nonzero()[:, 0]
     if rest.numel():
         alike = None if moves is None else moves[:, rest]
-        definite[rest] = _no_negative_eigenvalue(S[..., rest], alike, fixed_sum)
+        definite[rest] = _no_negative_eigenvalue(M[..., rest], alike, fixed_sum)
     return definite
+
+
+def is_strongly_monotone(problem: StandardForm) -> Tensor:
+    """Which items are known to have ``dᵀMd > 0`` by a margin, 1e-9 of the diagonal; ``(B,)`` bool."""
+    return has_cholesky(problem.M, None, problem.total is not None and problem.equality, 1 - 1e-9)
 
 
 def _movable(problem: StandardForm) -> Tensor | None:
@@ -42,21 +48,19 @@ def _rounding(S: Tensor) -> float:
     return 32 * S.shape[0] * torch.finfo(S.dtype).eps
 
 
-def _has_cholesky(S: Tensor, moves: Tensor | None, fixed_sum: bool) -> Tensor:
-    """Whether ``S``, with its diagonal raised by a rounding, has a Cholesky factor; False for NaN.
+def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_times: float) -> Tensor:
+    """Whether ``½(M + Mᵀ)``, with its diagonal times a number, has a Cholesky factor, ``(B,)`` bool; False for NaN.
 
     Along a fixed sum ``S + τ11ᵀ`` is tried: definite for a large ``τ`` if ``S`` is definite along it (Debreu 1952).
     """
+    S = 0.5 * (M + M.transpose(0, 1))
     L = S.shape[0]
-    diagonal = S.diagonal(dim1=0, dim2=1).T
     if fixed_sum:
-        tau = L * diagonal.abs().amax(0)
+        tau = L * S.diagonal(dim1=0, dim2=1).abs().amax(-1)
         S = S + (tau if moves is None else tau * (moves.unsqueeze(0) & moves.unsqueeze(1)))
-    else:
-        S = S.clone()
-    S.diagonal(dim1=0, dim2=1).mul_(1 + _rounding(S))
+    S.diagonal(dim1=0, dim2=1).mul_(diagonal_times)
     if L > 16:
-        factorised = torch.linalg.cholesky_ex(S.movedim(-1, 0) + 0.0).info == 0
+        factorised = torch.linalg.cholesky_ex(S.movedim(-1, 0)).info == 0
         return factorised & S.isfinite().all(1).all(0)
     found = torch.ones(S.shape[-1], dtype=torch.bool, device=S.device)
     for k in range(L):  # S ← Schur complement of its first row and column
@@ -68,10 +72,17 @@ def _has_cholesky(S: Tensor, moves: Tensor | None, fixed_sum: bool) -> Tensor:
     return found
 
 
-def _no_negative_eigenvalue(S: Tensor, moves: Tensor | None, fixed_sum: bool) -> Tensor:
-    finite = S.isfinite().all(1).all(0)
-    S = S.where(finite, 0.0)
-    rounding = _rounding(S)
+def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool) -> Tensor:
+    finite = M.isfinite().all(1).all(0)
+    M = M.where(finite, 0.0)
+    if fixed_sum:
+        largest = M.abs().amax((0, 1))
+        M = M / largest.where(largest > 0, 1.0)
+    else:
+        root = balanced(M).sqrt()
+        root = root.where(root > 0, 1.0)
+        M = M / root.unsqueeze(0) / root.unsqueeze(1)
+    S = 0.5 * (M + M.transpose(0, 1))
     if fixed_sum:  # P S P with P = I − 11ᵀ/n
         inside = torch.ones_like(S[0]) if moves is None else moves.to(S.dtype)
         count = inside.sum(0).clamp_min(1.0)
@@ -79,9 +90,4 @@ def _no_negative_eigenvalue(S: Tensor, moves: Tensor | None, fixed_sum: bool) ->
         mean = rows.sum(0) / count
         S = S - rows.unsqueeze(0) * inside.unsqueeze(1) - rows.unsqueeze(1) * inside.unsqueeze(0)
         S = S + mean * inside.unsqueeze(0) * inside.unsqueeze(1)
-    else:
-        root = S.diagonal(dim1=0, dim2=1).T.clamp_min(0.0).sqrt()
-        root = root.where(root > 0, 1.0)
-        S = S / (root.unsqueeze(0) * root.unsqueeze(1))
-    eigenvalues = torch.linalg.eigvalsh(S.movedim(-1, 0))
-    return finite & (eigenvalues[..., 0] >= -rounding * eigenvalues.abs().amax(-1))
+    return finite & (torch.linalg.eigvalsh(S.movedim(-1, 0))[..., 0] >= -_rounding(S))

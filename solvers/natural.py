@@ -112,11 +112,13 @@ def stiffness(problem: StandardForm) -> Tensor:
         return diagonal
     d = diagonal.clone()
     items = odd.nonzero()[:, 0]
-    d[:, items] = _balanced(magnitude[..., items])
+    d[:, items] = balanced(problem.M[..., items])
     return d
 
 
-def _balanced(magnitude: Tensor) -> Tensor:
+def balanced(M: Tensor) -> Tensor:
+    """``d``, ``(L, B)``, such that ``max_j max(|M_ij|, |M_ji|)/√(d_i d_j)`` is about 1; 0 where row and column are."""
+    magnitude = M.abs()
     S = torch.maximum(magnitude, magnitude.transpose(0, 1))
     largest = S.amax((0, 1))
     S = S / largest.where(largest > 0, 1.0)
@@ -171,7 +173,11 @@ def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Siz
     relative = torch.where(distance == 0, 0.0, distance / sizes.weight)  # x/0 = inf: only 0 is possible
     explained = data + ordered_sum(magnitude * ~on.free, 1)
     excess = _excess(problem, sizes, explained, w) / RUNAWAY
-    return (relative * excess.clamp_min(1.0)).amax(0), thresholds, sizes
+    hidden = torch.finfo(
+        w.dtype
+    ).eps  # a slope so much smaller than the terms that it is the sum of may be rounded away
+    residual = torch.where(excess > 1, (relative + hidden) * excess, relative)
+    return residual.amax(0), thresholds, sizes
 
 
 def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor, w: Tensor) -> Tensor:

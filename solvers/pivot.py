@@ -13,6 +13,7 @@ in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from solvers.homotopy import follow_path
 from solvers.linear import solve_pieces
+from solvers.monotone import is_monotone, is_strongly_monotone
 from solvers.natural import reach, relative_residual, tolerance_of
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
@@ -29,7 +31,8 @@ from solvers.sums import ordered_sum
 from solvers.units import in_natural_units
 
 PROXIMAL_STEPS = 30
-RESTARTS = 4
+PROXIMAL_LEAST = 1e-8
+RESTARTS = 3
 
 
 @dataclass(frozen=True)
@@ -179,22 +182,33 @@ def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, price: Tensor, 
     return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -step * price), excess))
 
 
-def _safeguarded(problem: StandardForm, guess: Tensor, price: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
-    """Path following, and the proximal point method around it where ``M`` turns out to be singular."""
+def _safeguarded(problem: StandardForm, guess: Tensor, multiplier: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
+    """Path following where ``M`` is definite, the proximal point method around it where it is singular."""
     step = _jacobi_step(problem)
     plain = prox(problem, -step * problem.q, step)
-    sound = guess.isfinite().all(0) & price.isfinite()
-    w, pivots = follow_path(problem, torch.where(sound, guess, plain), torch.where(sound, price, 0.0), max_pivots)
-    for attempt in range(1, RESTARTS + 1):
-        left = (~_is_solved(problem, w)).nonzero()[:, 0]
-        if left.numel() == 0:
-            break
-        sub, start = problem.select(left), plain[:, left]
-        if attempt < RESTARTS:  # another path, in case rounding lost this one
-            w[:, left], more = follow_path(sub, start, torch.zeros_like(start[0]), max_pivots, seed=attempt)
-        else:
-            w[:, left], more = _proximal_point(sub, start, w[:, left], max_pivots)
-        pivots[left] += more
+    sound = guess.isfinite().all(0) & multiplier.isfinite()
+    w, pivots = torch.where(sound, guess, plain), torch.zeros_like(plain[0], dtype=torch.long)
+    multiplier = torch.where(sound, multiplier, 0.0)
+    definite, monotone = is_strongly_monotone(problem), is_monotone(problem)
+
+    def improve(items: Tensor, method: Callable[[StandardForm, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Lets a method try what is left of some items, and keeps what is better."""
+        left = (items & ~_is_solved(problem, w)).nonzero()[:, 0]
+        if left.numel():
+            sub = problem.select(left)
+            found, more = method(sub, left)
+            better = relative_residual(sub, found) < relative_residual(sub, w[:, left]).nan_to_num(torch.inf)
+            w[:, left] = torch.where(better, found, w[:, left])
+            pivots[left] += more
+
+    improve(definite, lambda sub, left: follow_path(sub, w[:, left], multiplier[left], max_pivots))
+    improve(monotone, lambda sub, left: _proximal_point(sub, plain[:, left], max_pivots))
+    for seed in range(RESTARTS):  # other paths, in case rounding lost this one; few where nothing says that they end
+        few = max_pivots if seed else min(max_pivots, 4 * (problem.size + 1))
+        improve(
+            definite if seed else ~definite,
+            lambda sub, left, seed=seed, few=few: follow_path(sub, plain[:, left], 0.0 * multiplier[left], few, seed),
+        )
     return w, pivots
 
 
@@ -203,24 +217,37 @@ def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
     return relative_residual(problem, w) <= tolerance_of(problem, 1e-12)
 
 
-def _proximal_point(problem: StandardForm, start: Tensor, fallback: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
+def _proximal_point(problem: StandardForm, start: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
     """``w ← solution with (M + ρI, q − ρw)``, which converges to a solution of a monotone problem if there is one.
 
-    Returns, item by item, the last iterate or ``fallback``, whichever has the smaller residual.
+    In units in which weights are about 1, ``ρ`` falls from a tenth of the largest slope: a step in which the set and not
+    ``M`` decides then goes as far as the set does and no further, where rounding would lose what is small.
     """
-    scale = problem.M.abs().amax((0, 1)) + 1e-3 * problem.q.abs().amax(0)
-    ridge = 1e-3 * torch.where(scale > 0, scale, 1.0)
-    eye = torch.eye(problem.size, dtype=ridge.dtype, device=ridge.device).unsqueeze(-1)
+    largest, slope = problem.M.abs().amax((0, 1)), problem.q.abs().amax(0)
+    least = PROXIMAL_LEAST * torch.where(largest > 0, largest, slope)
+    rho = torch.maximum(0.1 * slope, 1e-3 * largest)
+    rho = torch.maximum(rho, least).where(rho > 0, 1.0)
+    eye = torch.eye(problem.size, dtype=rho.dtype, device=rho.device).unsqueeze(-1)
     w, pivots = start.clone(), torch.zeros_like(start[0], dtype=torch.long)
     active = torch.arange(problem.batch, device=w.device)
     for _ in range(PROXIMAL_STEPS):
-        sub, before, rho = problem.select(active), w[:, active], ridge[active]
-        regular = replace(sub, M=sub.M + rho * eye, q=sub.q - rho * before)
-        after, more = follow_path(regular, before, torch.zeros_like(rho), max_pivots)
+        sub, before, ridge = problem.select(active), w[:, active], rho[active]
+        regular = replace(sub, M=sub.M + ridge * eye, q=sub.q - ridge * before)
+        after, more = _solved_regular(regular, before, max_pivots)
         w[:, active] = after
         pivots[active] += more
+        rho[active] = torch.maximum(0.3 * ridge, least[active])
         active = active[~_is_solved(sub, after)]  # what is solved stays as it is, whatever its neighbours need
         if active.numel() == 0:
             break
-    better = relative_residual(problem, w) < relative_residual(problem, fallback).nan_to_num(torch.inf)
-    return torch.where(better, w, fallback), pivots
+    return w, pivots
+
+
+def _solved_regular(problem: StandardForm, guess: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
+    """Newton's method, and path following where it does not end, for a definite ``M``."""
+    w, iterations, left, multiplier = _block_pivot(problem, 8)
+    if left.numel():
+        start = torch.where(multiplier.isfinite(), multiplier, 0.0)
+        w[:, left], more = follow_path(problem.select(left), guess[:, left], start, max_pivots)
+        iterations[left] += more
+    return w, iterations
