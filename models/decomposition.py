@@ -136,8 +136,12 @@ class HierarchicalDecomposition(nn.Module):
     def reset_parameters(self) -> None:
         """Makes every convolution the average of its taps."""
         for weight in self.weights:
-            average = torch.eye(self.d_model) if self.dense else torch.ones(self.d_model)
-            weight.copy_((average / self.kernel_size).expand_as(weight))
+            weight.copy_(self.average(weight))
+
+    def average(self, weight: Tensor) -> Tensor:
+        """The average of its taps, in the shape of a weight."""
+        ones = torch.ones(self.d_model, device=weight.device)
+        return ((ones.diag() if self.dense else ones) / self.kernel_size).expand_as(weight)
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""

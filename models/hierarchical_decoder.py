@@ -172,16 +172,23 @@ class HierarchicalDecoder(nn.Module):
         if not training:
             with evaluating(self):
                 return self.forward(input_ids, attention_mask).softmax(dim=2)
+        return self.head(self.hidden_states(input_ids, attention_mask)[-1])
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """What goes into the first block and comes out of every one, (batch, n, d_model) each; the last normalised.
+
+        Arguments and errors are those of `forward`; rows of padding mean nothing.
+        """
         check_token_ids(input_ids)
         if attention_mask is None:
             self._check_length(input_ids.shape[1])
-            return self.head(self._hidden(input_ids))
+            return self._layer_outputs(input_ids)
         mask = as_mask("attention_mask", attention_mask, input_ids.shape)
         packing = Packing.from_mask(mask)
         if mask.shape[1] > self.sequence_length and len(mask):  # only then is it worth looking at the mask
             self._check_length(int(packing.lengths.max()))
         # In packed rows padding comes last: a real token, whose context lies before it, meets none.
-        return self.head(packing.unpack(self._hidden(packing.pack(input_ids))))
+        return [packing.unpack(x) for x in self._layer_outputs(packing.pack(input_ids))]
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, DecoderCache]:
@@ -268,11 +275,11 @@ class HierarchicalDecoder(nn.Module):
             embedded = embedded + sinusoids(positions, self.d_model).to(embedded.dtype)
         return self.dropout(embedded)
 
-    def _hidden(self, ids: Tensor) -> Tensor:
-        x = self._embed(ids, torch.arange(ids.shape[1], device=ids.device))
+    def _layer_outputs(self, ids: Tensor) -> list[Tensor]:
+        outputs = [self._embed(ids, torch.arange(ids.shape[1], device=ids.device))]
         for block in self._layers():
-            x = block(x)
-        return self.norm(x)
+            outputs.append(block(outputs[-1]))
+        return [*outputs[:-1], self.norm(outputs[-1])]
 
 
 class DecoderBlock(nn.Module):
