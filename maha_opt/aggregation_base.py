@@ -378,7 +378,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def _checked_prices(prices: Tensor | Sequence[float], num_scales: int) -> Tensor:
     """Fixed prices as a tensor of their own."""
-    # Numbers are looked at on the CPU: on the meta device, where models are built before they are loaded, there are none.
+    # Numbers are looked at on the CPU: on the meta device, where models are built to be loaded, there are none.
     given = isinstance(prices, Tensor)
     tensor = prices.detach().clone() if given else torch.as_tensor(prices, device="cpu")
     if not tensor.is_floating_point():

@@ -129,7 +129,7 @@ class HierarchicalDecomposition(nn.Module):
         channels = (d_model, d_model) if dense else (d_model,)
         learned_scales = num_scales - 1 if mode == "conv" else 0
         # W_l as (kernel_size / r, r, d) or, from input to output channel, (kernel_size / r, r, d, d).
-        self.weights = nn.ParameterList(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
+        self.weights = _Taps(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -219,7 +219,7 @@ class HierarchicalDecomposition(nn.Module):
         blocks = pad(cells.contiguous(), (0, 0, before * r, after)).view(batch, num_cells + overlap, r, d)
         if self.mode == "pool":
             return blocks.mean(dim=2)
-        weight = self.weights[scale - 1]
+        weight = self.weights(scale - 1)
         windows = [blocks[:, i : i + num_cells] for i in range(overlap + 1)]
         if self.dense:
             terms = [block.flatten(2) @ tap.flatten(0, 1) for block, tap in zip(windows, weight, strict=True)]
@@ -231,7 +231,7 @@ class HierarchicalDecomposition(nn.Module):
         """The causal cell of a scale that ends with its last child: (batch, kernel_size, d) to (batch, d)."""
         if self.mode == "pool":
             return children.mean(dim=1)
-        weight = self.weights[scale - 1]
+        weight = self.weights(scale - 1)
         if self.dense:
             return (children.flatten(1) @ weight.flatten(0, 2)).to(children.dtype)
         return (children * weight.flatten(0, 1)).sum(dim=1).to(children.dtype)
@@ -260,6 +260,13 @@ class HierarchicalDecomposition(nn.Module):
         if lengths is None:
             return cells
         return cells.masked_fill(~self.cell_mask(n, scale, lengths)[..., None], 0)
+
+
+class _Taps(nn.ParameterList):
+    """The taps of all scales, handed out by a call, so that what hooks a module in (to load its weights, say) sees it."""
+
+    def forward(self, index: int) -> Tensor:
+        return self[index]
 
 
 def scales_for(max_len: int, compression_ratio: int = 2, coarsest: int = 256) -> int:

@@ -77,7 +77,7 @@ def token_loss(
     *,
     shift: bool = False,
     count: Tensor | int | None = None,
-    label_smoothing: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy in nats over the labels that are not -100; zero if none counts.
 
@@ -87,14 +87,14 @@ def token_loss(
         shift: whether the label of a token is that of the next column, as in a causal language model.
         count: divides the sum in place of the number of labels that count here: that of a larger batch, of which this
             is a part, so that the losses of the parts add up to its mean.
-        label_smoothing: ε in [0, 1): the target is the label with weight 1 − ε and every token with ε / vocab_size
+        smoothing: ε in [0, 1): the target is the label with weight 1 − ε and every token with ε / vocab_size
             (Szegedy et al. 2016).
 
     Raises:
-        ValueError: labels have another shape, or `label_smoothing` is out of its range.
+        ValueError: labels have another shape, or `smoothing` is out of its range.
         TypeError: labels are not integer.
     """
-    _check_smoothing(label_smoothing)
+    _check_smoothing(smoothing)
     if labels.shape != logits.shape[:2]:
         raise ValueError(f"labels must have shape {tuple(logits.shape[:2])}, but got {tuple(labels.shape)}.")
     _check_integer(labels, "tokens")
@@ -104,9 +104,7 @@ def token_loss(
         logits, labels = logits[:, :-1], labels[:, 1:]
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     targets = labels.flatten().long()
-    total = cross_entropy(
-        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-    )
+    total = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
     return total / count
 
 
@@ -116,7 +114,7 @@ def classification_loss(
     problem_type: str | None = None,
     *,
     count: Tensor | int | None = None,
-    label_smoothing: float = 0.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """The loss of a classifier or a regression of whole sequences, as the sequence classifiers of Hugging Face have it.
 
@@ -129,13 +127,13 @@ def classification_loss(
         problem_type: one of `PROBLEM_TYPES`; None: a regression where there is one score, else one class where labels
             are integer, and several where they are not.
         count: as in `token_loss`; where there are several labels in a row, each of them counts.
-        label_smoothing: as in `token_loss`; for single classes only.
+        smoothing: as in `token_loss`; for single classes only.
 
     Raises:
-        ValueError: labels have another shape, there is no such problem, or it takes no `label_smoothing`.
+        ValueError: labels have another shape, there is no such problem, or it takes no `smoothing`.
         TypeError: classes are not integer.
     """
-    _check_smoothing(label_smoothing)
+    _check_smoothing(smoothing)
     rows, scores = logits.shape
     if problem_type is None:
         several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
@@ -143,8 +141,8 @@ def classification_loss(
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, but got {problem_type!r}.")
     single = problem_type == "single_label_classification"
-    if label_smoothing and not single:
-        raise ValueError(f"label_smoothing needs single classes, but problem_type is {problem_type!r}.")
+    if smoothing and not single:
+        raise ValueError(f"smoothing needs single classes, but problem_type is {problem_type!r}.")
     if single:
         _check_shape(labels, (rows,), problem_type, (rows, 1))
         _check_integer(labels, "classes")
@@ -154,18 +152,16 @@ def classification_loss(
     if single:
         count = counted_labels(labels).clamp(min=1) if count is None else count
         classes = labels.reshape(rows).long()
-        total = cross_entropy(
-            logits, classes, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
-        )
+        total = cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing)
         return total / count
     loss = mse_loss if problem_type == "regression" else binary_cross_entropy_with_logits
     targets = labels.reshape(rows, scores).to(logits.dtype)
     return loss(logits, targets, reduction="sum") / (targets.numel() if count is None else count)
 
 
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), but got {label_smoothing}.")
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be in [0, 1), but got {smoothing}.")
 
 
 def _check_shape(labels: Tensor, wanted: tuple[int, ...], problem_type: str, *others: tuple[int, ...]) -> None:

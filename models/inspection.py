@@ -77,7 +77,7 @@ class BlockRecord:
     def token_attention(self) -> Tensor:
         """Where the fused output of every token comes from, token by token: (batch, heads, n, n).
 
-        With the weights w of the fusion, and c_l(t) the cell of scale l that token t reads (or, as a query, asks from)::
+        With the weights w of the fusion, and c_l(t) the cell of scale l that token t reads (as a query: asks from)::
 
             A[t, s] = Σ_l w_l(t) P_l[c_l(t), c_l(s)] / (number of tokens in c_l(s)),
 

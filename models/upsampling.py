@@ -54,9 +54,7 @@ def to_tokens(cells: Tensor, stride: int, n: int, *, causal: bool) -> Tensor:
     return stack_at_tokens([cells], [stride], n, causal=causal)[:, :, 0]
 
 
-def stack_at_tokens(
-    cells: Sequence[Tensor], strides: Sequence[int], n: int, *, causal: bool
-) -> Tensor:
+def stack_at_tokens(cells: Sequence[Tensor], strides: Sequence[int], n: int, *, causal: bool) -> Tensor:
     """Every token's cell of several scales.
 
     Args:

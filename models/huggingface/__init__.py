@@ -51,5 +51,5 @@ AutoModel.register(HierarchicalDecoderConfig, HierarchicalDecoderModel)
 AutoModelForCausalLM.register(HierarchicalDecoderConfig, HierarchicalDecoderForCausalLM)
 
 # By these names `Trainer` knows, where it smoothes labels itself, that they are those of the next column.
-for _class in (MAHAForCausalLM, HierarchicalDecoderForCausalLM):
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[_class.config_class.model_type] = _class.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MAHAConfig.model_type] = MAHAForCausalLM.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[HierarchicalDecoderConfig.model_type] = HierarchicalDecoderForCausalLM.__name__

@@ -83,7 +83,7 @@ class MAHAModel(MAHAPreTrainedModel):
     @classmethod
     def within(cls, model: MAHAPreTrainedModel) -> MAHAModel:
         """The base of a task model, whose configuration it shares."""
-        base = cls(model.config)
+        base = cls(cast(MAHAConfig, model.config))
         base.config = model.config
         return base
 
@@ -146,7 +146,7 @@ class MAHAModel(MAHAPreTrainedModel):
             past_key_values = MAHACache(self.config.num_layers, self.config.max_len)
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         layers: list[Tensor] | None = [] if states else None
-        memory = {"memory": encoder_hidden_states, "memory_mask": encoder_attention_mask}
+        memory: dict[str, Any] = {"memory": encoder_hidden_states, "memory_mask": encoder_attention_mask}
         attend = bool(self.config.output_attentions if output_attentions is None else output_attentions)
         aux_loss = None
         if past_key_values is not None and past_key_values.transformer_state is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
 
     def __init__(self, config: MAHAConfig) -> None:
         super().__init__(changed(config, is_encoder_decoder=True))
-        one = changed(self.config, is_encoder_decoder=False)
+        one = changed(cast(MAHAConfig, self.config), is_encoder_decoder=False)
         self.encoder = MAHAModel(changed(one, causal=False, cross_attention=False))
         self.decoder = MAHAModel(changed(one, causal=True, cross_attention=True))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -84,7 +84,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
         past_key_values: MAHACache | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -103,13 +103,14 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
             past_key_values: of the decoder, see `MAHAModel`.
             use_cache: See there.
             num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
-            label_smoothing: of the loss, see `models.heads.token_loss`.
+            smoothing: of labels in the loss, see `models.heads.token_loss`.
             output_hidden_states: whether to return those of all layers of both; see `MAHAModel`.
             output_attentions: likewise, with those of the decoder to what is read.
             return_dict: See there.
 
         Raises:
-            ValueError: there is nothing to write, what is read is given twice, or as `MAHAModel` and `models.heads.token_loss`.
+            ValueError: there is nothing to write, what is read is given twice, or as `MAHAModel` and
+                `models.heads.token_loss`.
             TypeError: likewise.
         """
         check_past(labels, past_key_values)
@@ -137,7 +138,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
         logits = self.lm_head(output.last_hidden_state)
         loss, share = None, 1.0
         if labels is not None:
-            loss = token_loss(logits, labels, count=num_items_in_batch, label_smoothing=label_smoothing)
+            loss = token_loss(logits, labels, count=num_items_in_batch, smoothing=smoothing)
             share = share_of(counted_labels(labels), labels, num_items_in_batch)
         aux_loss, encoder_loss = output.aux_loss, getattr(encoder_outputs, "aux_loss", None)
         if aux_loss is not None and encoder_loss is not None:

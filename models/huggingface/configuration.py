@@ -57,24 +57,24 @@ class StrictConfig(PreTrainedConfig):
         if unknown := [name for name in kwargs if not self._is_known(name)]:
             raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}.")
         for name in ("feasible_options", "solver_options"):
-            options = getattr(self, name, None) or {}
-            for key, value in options.items():
-                try:
-                    json.dumps(value)
-                except TypeError:
-                    raise TypeError(f"{name} must hold what JSON can, but {key!r} is {value!r}.") from None
+            options = getattr(self, name, None)
+            try:
+                json.dumps(options)
+            except TypeError:
+                raise TypeError(f"{name} must hold what JSON can, to be saved, but got {options!r}.") from None
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **kwargs: Any) -> Any:
         """See `transformers.PreTrainedConfig`.
 
         Raises:
             TypeError: there is no such option.
         """
+        place = (pretrained_model_name_or_path, *arguments)
         if kwargs.pop("return_unused_kwargs", False):
-            return super().from_pretrained(pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs)
-        config, unknown = super().from_pretrained(pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs)
+            return super().from_pretrained(*place, return_unused_kwargs=True, **kwargs)
+        config, unknown = super().from_pretrained(*place, return_unused_kwargs=True, **kwargs)
         if unknown:
             raise TypeError(f"{cls.__name__} has no option {min(unknown)!r}.")
         return config

@@ -17,9 +17,7 @@ def share_of(here: Tensor | int, labels: Tensor | None, num_items_in_batch: Tens
     return 1.0 if labels is None or num_items_in_batch is None else here / num_items_in_batch
 
 
-def finished(
-    model: MAHAPreTrainedModel, output: ModelOutput, share: Tensor | float, return_dict: bool | None
-) -> Any:
+def finished(model: MAHAPreTrainedModel, output: ModelOutput, share: Tensor | float, return_dict: bool | None) -> Any:
     """The output with the auxiliary loss in its loss, as an object with names or a tuple."""
     loss, aux_loss = output.get("loss"), output.get("aux_loss")
     if loss is not None and aux_loss is not None:

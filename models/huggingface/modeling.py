@@ -50,7 +50,7 @@ class MAHAForMaskedLM(MAHAPreTrainedModel):
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         return_dict: bool | None = None,
         **inputs: Unpack[ModelInputs],
     ) -> MAHATaskOutput | tuple[Any, ...]:
@@ -63,7 +63,8 @@ class MAHAForMaskedLM(MAHAPreTrainedModel):
             inputs_embeds: See there.
             num_items_in_batch: number of labels of the whole batch, where this is a part of one, as `Trainer` has it:
                 with it the losses, and gradients, of the parts add up to those of the whole.
-            label_smoothing: of the loss, see `models.heads.token_loss`.
+            smoothing: of labels in the loss, see `models.heads.token_loss`; not named after them, since `Trainer` would
+                take it for one.
             return_dict: See there.
             inputs: See there.
 
@@ -75,7 +76,7 @@ class MAHAForMaskedLM(MAHAPreTrainedModel):
         logits = self.head(output.last_hidden_state)
         loss, share = None, 1.0
         if labels is not None:
-            loss = token_loss(logits, labels, count=num_items_in_batch, label_smoothing=label_smoothing)
+            loss = token_loss(logits, labels, count=num_items_in_batch, smoothing=smoothing)
             share = share_of(counted_labels(labels), labels, num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 
@@ -97,7 +98,7 @@ class MAHAForSequenceClassification(MAHAPreTrainedModel):
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         return_dict: bool | None = None,
         **inputs: Unpack[ModelInputs],
     ) -> MAHATaskOutput | tuple[Any, ...]:
@@ -109,7 +110,7 @@ class MAHAForSequenceClassification(MAHAPreTrainedModel):
             labels: classes or numbers, by `config.problem_type`, see `models.heads.classification_loss`.
             inputs_embeds: See there.
             num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
-            label_smoothing: of the loss, where labels are single classes.
+            smoothing: of labels in the loss, where they are single classes.
             return_dict: See there.
             inputs: See there.
 
@@ -122,7 +123,7 @@ class MAHAForSequenceClassification(MAHAPreTrainedModel):
         loss, share = None, 1.0
         if labels is not None:
             problem, count = self.config.problem_type, num_items_in_batch
-            loss = classification_loss(logits, labels, problem, count=count, label_smoothing=label_smoothing)
+            loss = classification_loss(logits, labels, problem, count=count, smoothing=smoothing)
             share = share_of(labels.numel(), labels, num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 
@@ -148,7 +149,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, WithinLength, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         return_dict: bool | None = None,
         **inputs: Unpack[ModelInputs],
     ) -> MAHATaskOutput | tuple[Any, ...]:
@@ -164,7 +165,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, WithinLength, GenerationMixin):
             logits_to_keep: scores of the last so many columns only, 0: of all; or (columns,) integer, of these. Not
                 with labels.
             num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
-            label_smoothing: of the loss, see `models.heads.token_loss`.
+            smoothing: of labels in the loss, see `models.heads.token_loss`.
             return_dict: See there.
             inputs: See there.
 
@@ -181,7 +182,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, WithinLength, GenerationMixin):
         logits = self.lm_head(output.last_hidden_state[:, columns])
         loss, share = None, 1.0
         if labels is not None:
-            loss = token_loss(logits, labels, shift=True, count=num_items_in_batch, label_smoothing=label_smoothing)
+            loss = token_loss(logits, labels, shift=True, count=num_items_in_batch, smoothing=smoothing)
             share = share_of(counted_labels(labels, shift=True), labels, num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 

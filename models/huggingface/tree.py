@@ -126,7 +126,9 @@ class HierarchicalDecoderPreTrainedModel(PreTrainedModel):
         if self.config.output_attentions if output_attentions is None else output_attentions:
             raise ValueError("output_attentions is not to be had: a tree attention is many softmaxes, not one map.")
         if use_cache:
-            raise ValueError("use_cache=True is not to be had here: the plain `decoder` has prefill, step and generate.")
+            raise ValueError(
+                "use_cache=True is not to be had here: the plain `decoder` has prefill, step and generate."
+            )
         states = self.decoder.hidden_states(input_ids, attention_mask)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return states[-1], tuple(states) if wanted else None
@@ -166,7 +168,7 @@ class HierarchicalDecoderForCausalLM(HierarchicalDecoderPreTrainedModel, WithinL
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         use_cache: bool | None = None,
@@ -180,7 +182,7 @@ class HierarchicalDecoderForCausalLM(HierarchicalDecoderPreTrainedModel, WithinL
             labels: (batch, n), `input_ids` themselves with -100 where they do not count: the shift is done here.
             logits_to_keep: see `MAHAForCausalLM`.
             num_items_in_batch: number of labels of the whole batch, see `MAHAForMaskedLM`.
-            label_smoothing: of the loss, see `models.heads.token_loss`.
+            smoothing: of labels in the loss, see `models.heads.token_loss`.
             output_hidden_states: whether to return those of all layers; None: as the configuration says.
             output_attentions: refused: a tree attention is not one map.
             use_cache: refused: there is no cache here.
@@ -195,6 +197,5 @@ class HierarchicalDecoderForCausalLM(HierarchicalDecoderPreTrainedModel, WithinL
         logits = self.decoder.head(hidden[:, columns])
         loss = None
         if labels is not None:
-            count, smoothing = num_items_in_batch, label_smoothing
-            loss = token_loss(logits, labels, shift=True, count=count, label_smoothing=smoothing)
+            loss = token_loss(logits, labels, shift=True, count=num_items_in_batch, smoothing=smoothing)
         return self._finished(TreeOutput(loss, logits, states), return_dict)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, StoppingCriteria, StoppingCriteriaList
 
 __all__ = ["WithinLength"]
 
@@ -31,6 +31,8 @@ class WithinLength(GenerationMixin):
     A model that reads `config.max_position_embeddings` tokens can write one more; the longest row of a batch ends it.
     """
 
+    config: PreTrainedConfig
+
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -51,11 +53,11 @@ class WithinLength(GenerationMixin):
         last = _LastColumn(self._most_columns(prompt, options))
         chosen = self.generation_config if generation_config is None else generation_config
         attend = options.get("output_attentions")
-        if chosen.output_attentions if attend is None else attend:
-            if options.setdefault("use_cache", False):
-                raise ValueError("output_attentions needs use_cache=False: a cache does not hold the text.")
+        attend = chosen.output_attentions if attend is None else attend
+        if attend and options.setdefault("use_cache", False):
+            raise ValueError("output_attentions needs use_cache=False: a cache does not hold the text.")
         criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
-        made = super().generate(inputs, generation_config, logits_processor, criteria, *arguments, **options)
+        made = cast(Any, super()).generate(inputs, generation_config, logits_processor, criteria, *arguments, **options)
         new, length = options.get("max_new_tokens", chosen.max_new_tokens), options.get("max_length", chosen.max_length)
         asked = length if new is None else prompt + new
         if last.reached and asked is not None and asked > last.columns:
@@ -71,7 +73,7 @@ class WithinLength(GenerationMixin):
         coded = self.config.is_encoder_decoder
         ids = options.get("decoder_input_ids") if coded else options.get("input_ids", inputs)
         if ids is not None:
-            return ids.shape[1]
+            return ids.shape[-1]
         return 0 if not coded and options.get("inputs_embeds") is not None else 1  # a start token
 
     def _most_columns(self, prompt: int, options: dict[str, Any]) -> int:
