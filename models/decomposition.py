@@ -263,7 +263,9 @@ class HierarchicalDecomposition(nn.Module):
 
 
 class _Taps(nn.ParameterList):
-    """The taps of all scales, handed out by a call, so that what hooks a module in (to load its weights, say) sees it."""
+    """The taps of all scales, handed out by a call, so that whoever hooks into a module (to load it, say) sees it."""
+
+    __call__ = nn.Module.__call__  # that of the list refuses
 
     def forward(self, index: int) -> Tensor:
         return self[index]
