@@ -129,19 +129,14 @@ class HierarchicalDecomposition(nn.Module):
         channels = (d_model, d_model) if dense else (d_model,)
         learned_scales = num_scales - 1 if mode == "conv" else 0
         # W_l as (kernel_size / r, r, d) or, from input to output channel, (kernel_size / r, r, d, d).
-        self.weights = _Taps(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
+        self.weights = Taps(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Makes every convolution the average of its taps."""
         for weight in self.weights:
-            weight.copy_(self.average(weight))
-
-    def average(self, weight: Tensor) -> Tensor:
-        """The average of its taps, in the shape of a weight."""
-        ones = torch.ones(self.d_model, device=weight.device)
-        return ((ones.diag() if self.dense else ones) / self.kernel_size).expand_as(weight)
+            weight.copy_(average_of(weight))
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -262,13 +257,19 @@ class HierarchicalDecomposition(nn.Module):
         return cells.masked_fill(~self.cell_mask(n, scale, lengths)[..., None], 0)
 
 
-class _Taps(nn.ParameterList):
+class Taps(nn.ParameterList):
     """The taps of all scales, handed out by a call, so that whoever hooks into a module (to load it, say) sees it."""
 
     __call__ = nn.Module.__call__  # that of the list refuses
 
     def forward(self, index: int) -> Tensor:
         return self[index]
+
+
+def average_of(weight: Tensor) -> Tensor:
+    """The weight, in the shape of one of `HierarchicalDecomposition`, with which a cell is the mean of its taps."""
+    ones = torch.ones(weight.shape[-1], device=weight.device)
+    return ((ones.diag() if weight.ndim == 4 else ones) / weight.shape[:2].numel()).expand_as(weight)
 
 
 def scales_for(max_len: int, compression_ratio: int = 2, coarsest: int = 256) -> int:

@@ -15,7 +15,7 @@ from maha_opt.aggregation_base import FIRST_PRICE, Aggregation
 from maha_opt.sets import LearnedTotal, inverse_softplus
 from models.columns import as_mask
 from models.convolution import DilatedConvolution
-from models.decomposition import HierarchicalDecomposition
+from models.decomposition import Taps, average_of
 from models.huggingface.cache import MAHACache
 from models.huggingface.configuration import MAHAConfig
 from models.huggingface.outputs import MAHAModelOutput
@@ -53,9 +53,9 @@ class MAHAPreTrainedModel(PreTrainedModel):
         initialise(module)
         if isinstance(module, (DilatedConvolution, nn.LayerNorm)):
             module.reset_parameters()
-        elif isinstance(module, HierarchicalDecomposition):
-            for weight in module.weights:
-                init.copy_(weight, module.average(weight))
+        elif isinstance(module, Taps):
+            for weight in module:
+                init.copy_(weight, average_of(weight))
         elif isinstance(module, Aggregation):
             if module.raw_prices is not None:
                 init.constant_(module.raw_prices, inverse_softplus(FIRST_PRICE))

@@ -43,9 +43,19 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the embedding of the tokens, of encoder and decoder alike."""
+        """Replaces the embedding of the tokens; that of the decoder too, where they are tied."""
         self.encoder.set_input_embeddings(value)
-        self.decoder.set_input_embeddings(value)
+        if self.config.tie_word_embeddings:
+            self.decoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *arguments: Any, **options: Any) -> Any:
+        """See `transformers.PreTrainedModel`; where they are not tied, the decoder's embedding is resized by itself."""
+        if not self.config.tie_word_embeddings:
+            self.decoder.resize_token_embeddings(new_num_tokens, *arguments, **options)
+        embedding = super().resize_token_embeddings(new_num_tokens, *arguments, **options)
+        for part in (self.encoder, self.decoder):
+            part.config.vocab_size = self.config.vocab_size
+        return embedding
 
     def get_encoder(self, modality: str | None = None) -> MAHAModel:
         """What reads."""
