@@ -54,7 +54,7 @@ class WithinLength(GenerationMixin):
         chosen = self.generation_config if generation_config is None else generation_config
         attend = options.get("output_attentions")
         attend = chosen.output_attentions if attend is None else attend
-        if attend and options.setdefault("use_cache", False):
+        if (attend or self.config.output_attentions) and options.setdefault("use_cache", False):
             raise ValueError("output_attentions needs use_cache=False: a cache does not hold the text.")
         criteria = StoppingCriteriaList([*(stopping_criteria or []), last])
         made = cast(Any, super()).generate(inputs, generation_config, logits_processor, criteria, *arguments, **options)

@@ -112,6 +112,8 @@ def test_generation_returns_hidden_states_and_attentions_of_every_step(task, bea
     if task != "tree":
         with pytest.raises(ValueError, match="output_attentions needs use_cache=False"):
             model.generate(**inputs, **options, **wanted, use_cache=True)
+        told = small_model(task, output_attentions=True)  # the same by the configuration
+        assert torch.equal(told.generate(**inputs, **options, pad_token_id=0).sequences, plain.sequences)
 
 
 def test_attentions_that_are_not_to_be_had_are_refused():
