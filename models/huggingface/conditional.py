@@ -149,7 +149,7 @@ class MAHAForConditionalGeneration(MAHAPreTrainedModel, WithinLength, Generation
         loss, share = None, 1.0
         if labels is not None:
             loss = token_loss(logits, labels, count=num_items_in_batch, smoothing=smoothing)
-            share = share_of(counted_labels(labels), labels, num_items_in_batch)
+            share = share_of(counted_labels(labels), num_items_in_batch)
         aux_loss, encoder_loss = output.aux_loss, getattr(encoder_outputs, "aux_loss", None)
         if aux_loss is not None and encoder_loss is not None:
             aux_loss = 0.5 * (aux_loss + encoder_loss)

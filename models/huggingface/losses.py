@@ -12,9 +12,9 @@ from models.huggingface.base import MAHAPreTrainedModel, wants_names
 __all__ = ["finished", "share_of"]
 
 
-def share_of(here: Tensor | int, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+def share_of(counted: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
     """The part of the whole batch's labels that stand here, so many; 1 where nothing is known of the whole."""
-    return 1.0 if labels is None or num_items_in_batch is None else here / num_items_in_batch
+    return 1.0 if num_items_in_batch is None else counted / num_items_in_batch
 
 
 def finished(model: MAHAPreTrainedModel, output: ModelOutput, share: Tensor | float, return_dict: bool | None) -> Any:

@@ -77,7 +77,7 @@ class MAHAForMaskedLM(MAHAPreTrainedModel):
         loss, share = None, 1.0
         if labels is not None:
             loss = token_loss(logits, labels, count=num_items_in_batch, smoothing=smoothing)
-            share = share_of(counted_labels(labels), labels, num_items_in_batch)
+            share = share_of(counted_labels(labels), num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 
 
@@ -124,7 +124,7 @@ class MAHAForSequenceClassification(MAHAPreTrainedModel):
         if labels is not None:
             problem, count = self.config.problem_type, num_items_in_batch
             loss = classification_loss(logits, labels, problem, count=count, smoothing=smoothing)
-            share = share_of(labels.numel(), labels, num_items_in_batch)
+            share = share_of(counted_labels(labels), num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 
 
@@ -183,7 +183,7 @@ class MAHAForCausalLM(MAHAPreTrainedModel, WithinLength, GenerationMixin):
         loss, share = None, 1.0
         if labels is not None:
             loss = token_loss(logits, labels, shift=True, count=num_items_in_batch, smoothing=smoothing)
-            share = share_of(counted_labels(labels, shift=True), labels, num_items_in_batch)
+            share = share_of(counted_labels(labels, shift=True), num_items_in_batch)
         return finished(self, _task_output(loss, logits, output), share, return_dict)
 
 
