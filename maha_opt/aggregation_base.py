@@ -378,11 +378,13 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def _checked_prices(prices: Tensor | Sequence[float], num_scales: int) -> Tensor:
     """Fixed prices as a tensor of their own."""
-    tensor = torch.as_tensor(prices).detach().clone()
+    # Numbers are looked at on the CPU: on the meta device, where models are built to be loaded, there are none.
+    given = isinstance(prices, Tensor)
+    tensor = prices.detach().clone() if given else torch.as_tensor(prices, device="cpu")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     if tensor.shape != (num_scales,):
         raise ValueError(f"prices must have shape ({num_scales},), one for each scale, but has {tuple(tensor.shape)}.")
-    if not bool(((tensor >= 0) & tensor.isfinite()).all()):
+    if not tensor.is_meta and not bool(((tensor >= 0) & tensor.isfinite()).all()):
         raise ValueError(f"prices must be non-negative and finite, but got {tensor.tolist()}.")
-    return tensor
+    return tensor if given else tensor.to(torch.get_default_device())

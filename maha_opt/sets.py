@@ -101,7 +101,8 @@ class LearnedTotal(nn.Module):
 
     def extra_repr(self) -> str:
         """The set and its total."""
-        return f"{self.named.__name__}, total={self.total.item():.4g}"
+        total = "unknown" if self.raw_total.is_meta else f"{self.total.item():.4g}"
+        return f"{self.named.__name__}, total={total}"
 
 
 def inverse_softplus(value: float) -> float:

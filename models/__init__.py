@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from models.huggingface import (
         HierarchicalDecoderConfig,
         HierarchicalDecoderForCausalLM,
+        HierarchicalDecoderModel,
         MAHACache,
         MAHAConfig,
         MAHAForCausalLM,
@@ -44,6 +45,7 @@ __all__ = [
     "HierarchicalDecoder",
     "HierarchicalDecoderConfig",
     "HierarchicalDecoderForCausalLM",
+    "HierarchicalDecoderModel",
     "HierarchicalDecomposition",
     "MAHABlock",
     "MAHACache",
@@ -66,6 +68,7 @@ __all__ = [
 _HUGGING_FACE = (
     "HierarchicalDecoderConfig",
     "HierarchicalDecoderForCausalLM",
+    "HierarchicalDecoderModel",
     "MAHACache",
     "MAHAConfig",
     "MAHAForCausalLM",

@@ -286,6 +286,8 @@ class MAHABlock(nn.Module):
         if (memory is None) != (self.cross_attention is None):
             wanted = "needs a memory" if memory is None else "takes no memory"
             raise ValueError(f"memory does not fit: a block with cross_attention={memory is None} {wanted}.")
+        if memory is None and mask is not None:
+            raise ValueError("memory_mask is given without a memory.")
         return None if memory is None or self.cross_attention is None else self.cross_attention.remember(memory, mask)
 
     def _before(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -64,16 +64,19 @@ class DilatedConvolution(nn.Module):
             f"causal={self.causal}, dense={self.dense}"
         )
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None, *, before: Tensor | None = None) -> Tensor:
         """The convolved sequence.
 
         Args:
             x: (batch, n, d_model), floating point.
             lengths: (batch,) integer, number of real tokens of each row, which stand in front; None: all are real.
+            before: (batch, span, d_model), what stands before a causal sequence; None: zero.
 
         Returns:
             As `x`. What it holds at padding means nothing.
         """
+        if before is not None:
+            return x + self._convolve(torch.cat([before, x], dim=1), x.shape[1])
         if lengths is not None and not self.causal:  # causal: padding comes last and is not read
             x = x.masked_fill(~real_columns(x.shape[1], lengths)[..., None], 0)
         reach = self.span if self.causal else self.span // 2
@@ -98,8 +101,8 @@ class DilatedConvolution(nn.Module):
         Returns:
             The convolved token (batch, d_model), and what `before` is for the next one.
         """
-        window = torch.cat([before, x[:, None]], dim=1)
-        return x + self._convolve(window, 1)[:, 0], window[:, 1:]
+        x = x[:, None]
+        return self(x, before=before)[:, 0], torch.cat([before, x], dim=1)[:, 1:]
 
     def _convolve(self, x: Tensor, n: int) -> Tensor:
         """ReLU of the convolution of (batch, n + span, d), written as sums: faster than `conv1d` where depthwise."""

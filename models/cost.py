@@ -113,7 +113,7 @@ def maha_cost(n: int, shape: MixerShape, *, skipped: bool = False) -> Cost:
     coarser = sum(cells[1:])
     streams = 2 if own else 3
     overlap = (shape.decomposition_kernel or r) // r
-    gated = 2 * n * (shape.num_scales - 1) if fine else sum(cells[:-1]) + coarser
+    gated = [n] * (shape.num_scales - 1) if fine else [max(m - (r - 1) * shape.causal, 0) for m in cells[:-1]]
     gram, target = shape.num_scales**2, shape.num_scales if convex else 0
     # The objective of a game multiplies L×L matrices.
     small = 0 if convex else 2 * n * shape.num_scales**3
@@ -122,7 +122,7 @@ def maha_cost(n: int, shape: MixerShape, *, skipped: bool = False) -> Cost:
         projections=square * (n + (queries + sum(cells) if own else 2 * n)),
         decomposition=square * streams * overlap * r * coarser if shape.dense else 0,
         convolution=square * shape.conv_kernel * n if shape.dense else 0,
-        gating=square * gated if shape.gating else 0,
+        gating=2 * square * sum(gated) if shape.gating else 0,
         fusion=square * n * convex + 2 * n * d * (gram + target + shape.num_scales) + small,
         output=square * n,
     )

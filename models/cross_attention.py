@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -68,6 +69,13 @@ class CrossAttention(nn.Module):
         """What the tokens `x` (batch, n, d_model) read in the memory; of the same shape."""
         y = scaled_dot_product_attention(self._heads(self.query(x)), memory.keys, memory.values, attn_mask=memory.mask)
         return self.output(y.transpose(1, 2).flatten(2))
+
+    def probabilities(self, x: Tensor, memory: Memory) -> Tensor:
+        """The probabilities with which `forward` averages the values, written out: (batch, heads, n, m)."""
+        queries, keys = self._heads(self.query(x)), memory.keys
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        scores = queries.to(dtype) @ keys.to(dtype).mT / queries.shape[3] ** 0.5
+        return (scores if memory.mask is None else scores.masked_fill(~memory.mask, -torch.inf)).softmax(3)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)

@@ -129,15 +129,14 @@ class HierarchicalDecomposition(nn.Module):
         channels = (d_model, d_model) if dense else (d_model,)
         learned_scales = num_scales - 1 if mode == "conv" else 0
         # W_l as (kernel_size / r, r, d) or, from input to output channel, (kernel_size / r, r, d, d).
-        self.weights = nn.ParameterList(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
+        self.weights = Taps(torch.empty(taps // r, r, *channels) for _ in range(learned_scales))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Makes every convolution the average of its taps."""
         for weight in self.weights:
-            average = torch.eye(self.d_model) if self.dense else torch.ones(self.d_model)
-            weight.copy_((average / self.kernel_size).expand_as(weight))
+            weight.copy_(average_of(weight))
 
     def extra_repr(self) -> str:
         """The arguments, for printing."""
@@ -215,7 +214,7 @@ class HierarchicalDecomposition(nn.Module):
         blocks = pad(cells.contiguous(), (0, 0, before * r, after)).view(batch, num_cells + overlap, r, d)
         if self.mode == "pool":
             return blocks.mean(dim=2)
-        weight = self.weights[scale - 1]
+        weight = self.weights(scale - 1)
         windows = [blocks[:, i : i + num_cells] for i in range(overlap + 1)]
         if self.dense:
             terms = [block.flatten(2) @ tap.flatten(0, 1) for block, tap in zip(windows, weight, strict=True)]
@@ -227,7 +226,7 @@ class HierarchicalDecomposition(nn.Module):
         """The causal cell of a scale that ends with its last child: (batch, kernel_size, d) to (batch, d)."""
         if self.mode == "pool":
             return children.mean(dim=1)
-        weight = self.weights[scale - 1]
+        weight = self.weights(scale - 1)
         if self.dense:
             return (children.flatten(1) @ weight.flatten(0, 2)).to(children.dtype)
         return (children * weight.flatten(0, 1)).sum(dim=1).to(children.dtype)
@@ -256,6 +255,21 @@ class HierarchicalDecomposition(nn.Module):
         if lengths is None:
             return cells
         return cells.masked_fill(~self.cell_mask(n, scale, lengths)[..., None], 0)
+
+
+class Taps(nn.ParameterList):
+    """The taps of all scales, handed out by a call, so that whoever hooks into a module (to load it, say) sees it."""
+
+    __call__ = nn.Module.__call__  # that of the list refuses
+
+    def forward(self, index: int) -> Tensor:
+        return self[index]
+
+
+def average_of(weight: Tensor) -> Tensor:
+    """The weight, in the shape of one of `HierarchicalDecomposition`, with which a cell is the mean of its taps."""
+    ones = torch.ones(weight.shape[-1], device=weight.device)
+    return ((ones.diag() if weight.ndim == 4 else ones) / weight.shape[:2].numel()).expand_as(weight)
 
 
 def scales_for(max_len: int, compression_ratio: int = 2, coarsest: int = 256) -> int:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from models.upsampling import stack_at_tokens, to_tokens
+from models.upsampling import to_tokens
 
 __all__ = ["CrossScaleGating"]
 
@@ -17,8 +14,7 @@ class CrossScaleGating(nn.Module):
     r"""`G_l = z ∘ C_l + (1 − z) ∘ U(C_{l+1})` with `z = sigmoid(W [C_l; U(C_{l+1})] + b)`.
 
     `U` repeats each cell for the cells of the scale below that read it, as a token reads a cell (`models.upsampling`).
-    Where they read none, `G_l = C_l`. `W` acts on the coarser cells before they are repeated, which is the same and
-    costs less.
+    Where they read none, `G_l = C_l`.
 
     Source: equation 12 of the MAHA paper; what happens in causal models is our own derivation.
 
@@ -55,10 +51,11 @@ class CrossScaleGating(nn.Module):
             raise ValueError(f"current_scale must have shape {needed}, but got {tuple(current_scale.shape)}.")
         if next_scale.shape != expected:
             raise ValueError(f"next_scale must have shape {expected}, but got {tuple(next_scale.shape)}.")
+        # The first r − 1 cells of a causal scale come before the end of any coarser one.
+        first = min(r - 1, m) if self.causal else 0
         coarser = to_tokens(next_scale, r, m, causal=self.causal)
-        # Where there is no coarser cell the gate is to be 1.
-        share = stack_at_tokens([self._share(next_scale)], [r], m, causal=self.causal, missing=math.inf)[:, :, 0]
-        return self._blend(current_scale, coarser, share)
+        gated = self._blend(current_scale[:, first:], coarser[:, first:])
+        return torch.cat([current_scale[:, :first], gated], dim=1) if first else gated
 
     def across(self, scales: Tensor, available: Tensor | None) -> Tensor:
         """Gates all scales of some tokens at once.
@@ -71,16 +68,11 @@ class CrossScaleGating(nn.Module):
             As `scales`; the coarsest is left as it is.
         """
         current, coarser = scales[..., :-1, :], scales[..., 1:, :]
-        gated = self._blend(current, coarser, self._share(coarser))
+        gated = self._blend(current, coarser)
         if available is not None:
             gated = torch.where(available[..., 1:, None], gated, current)
         return torch.cat([gated, scales[..., -1:, :]], dim=-2)
 
-    def _share(self, coarser: Tensor) -> Tensor:
-        """What the coarser scale adds to the logits of the gate."""
-        return linear(coarser, self.gate_proj.weight[:, self.d_model :])
-
-    def _blend(self, current: Tensor, coarser: Tensor, share: Tensor) -> Tensor:
-        own = linear(current, self.gate_proj.weight[:, : self.d_model], self.gate_proj.bias)
-        z = torch.sigmoid(own + share)
+    def _blend(self, current: Tensor, coarser: Tensor) -> Tensor:
+        z = torch.sigmoid(self.gate_proj(torch.cat([current, coarser.to(current.dtype)], dim=-1)))
         return torch.lerp(coarser.to(z.dtype), current.to(z.dtype), z).to(current.dtype)

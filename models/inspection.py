@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from maha_opt.compare import take
 from models.attention import MultiscaleAttention
 from models.block import MAHABlock
 from models.columns import as_mask, real_columns
+from models.cross_attention import Memory
 from models.decomposition import Packing
 from models.generation import evaluating
 from models.transformer import MAHATransformer
@@ -60,6 +61,8 @@ class BlockRecord:
             that do not exist, and of tokens that read no cell yet, are zero; all others sum to 1.
         strides: for each scale, the tokens in a cell.
         query_resolution: whether the queries are cells ("coarse") or tokens ("fine").
+        causal: whether a token reads the last complete cell rather than its own.
+        cross_attention: (batch, heads, n, m), who attends to whom in a memory; zero at padding. None: there is none.
     """
 
     weights: Tensor
@@ -68,6 +71,35 @@ class BlockRecord:
     attention: tuple[Tensor, ...]
     strides: tuple[int, ...]
     query_resolution: Literal["coarse", "fine"]
+    causal: bool = False
+    cross_attention: Tensor | None = None
+
+    def token_attention(self) -> Tensor:
+        """Where the fused output of every token comes from, token by token: (batch, heads, n, n).
+
+        With the weights w of the fusion, and c_l(t) the cell of scale l that token t reads (as a query: asks from)::
+
+            A[t, s] = Σ_l w_l(t) P_l[c_l(t), c_l(s)] / (number of tokens in c_l(s)),
+
+        as if cells averaged their tokens and no scale listened to another. Rows of real tokens sum to what the weights
+        do, over the scales that they read; rows and columns of padding are zero.
+        """
+        packing = Packing.from_mask(self.available.any(2))
+        m, n = self.attention[0].shape[3], self.weights.shape[1]
+        weights = packing.pack(self.weights)[:, :m].nan_to_num(0.0).permute(3, 0, 2, 1)  # (L, batch, heads, m)
+        token = torch.arange(m, device=weights.device)
+        total = self.attention[0].new_zeros(())
+        for y, w, stride in zip(self.attention, weights, self.strides, strict=True):
+            if self.query_resolution == "coarse":
+                row = (token + 1) // stride - 1 if self.causal else token // stride
+                y = pad(y, (0, 0, 1, 0))[:, :, row + 1]  # row −1: no cell, nothing
+            cells = torch.arange(y.shape[3], device=y.device) * stride
+            inside = (packing.lengths[:, None] - cells).clamp(1, stride)
+            y = (y / inside[:, None, None]).repeat_interleave(stride, dim=3)[..., :m]
+            total = total + w[..., None] * pad(y, (0, m - y.shape[3]))
+        for _ in range(2):  # columns, then rows
+            total = packing.unpack(pad(total, (0, n - m)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).mT
+        return total
 
     def distances(self) -> tuple[Tensor, ...]:
         """How far queries look: for each scale, (batch, heads, queries) in tokens, NaN where a query sees nothing.
@@ -107,6 +139,13 @@ class _Fused(NamedTuple):
     mask: Tensor | None
 
 
+class _Caught(NamedTuple):
+    """What went into the fusions and the cross-attentions of all blocks, in packed rows."""
+
+    fused: list[_Fused]
+    crossed: list[tuple[Tensor, Memory]]
+
+
 @torch.no_grad()
 def inspect_transformer(
     transformer: MAHATransformer,
@@ -140,7 +179,15 @@ def inspect_transformer(
     with evaluating(transformer), _caught(transformer) as caught:
         transformer(x, mask, memory=memory, memory_mask=memory_mask)
         packing = None if mask is None else Packing.from_mask(as_mask("mask", mask, x.shape[:2]))
-        return [_record(*pair, packing) for pair in zip(transformer._blocks(), caught, strict=True)]
+        records = [_record(*pair, packing) for pair in zip(transformer._blocks(), caught.fused, strict=True)]
+        for number, (block, crossed) in enumerate(zip(transformer._blocks(), caught.crossed, strict=False)):
+            assert block.cross_attention is not None
+            seen = block.cross_attention.probabilities(*crossed).transpose(1, 2)
+            if packing is not None:
+                seen = seen.masked_fill(~real_columns(seen.shape[1], packing.lengths)[..., None, None], 0)
+            seen = _as_given(seen, packing, 0.0).transpose(1, 2)
+            records[number] = replace(records[number], cross_attention=seen)
+        return records
 
 
 @torch.no_grad()
@@ -163,7 +210,7 @@ def fusion_problems(transformer: MAHATransformer, x: Tensor, mask: Tensor | None
     found = []
     with evaluating(transformer), _caught(transformer) as caught:
         transformer(x, mask)
-        for block, fused in zip(transformer._blocks(), caught, strict=True):
+        for block, fused in zip(transformer._blocks(), caught.fused, strict=True):
             fusion = block.aggregation.fusion
             problem = fusion.problem(fused.scales, fused.available, fused.inputs, fused.mask)
             real = torch.ones(problem.batch_shape, dtype=torch.bool, device=x.device)
@@ -312,6 +359,7 @@ def _record(block: MAHABlock, fused: _Fused, packing: Packing | None) -> BlockRe
         attention=attention_probabilities(attention, fused.inputs, lengths),
         strides=tuple(attention.decomposition.compression_ratio**scale for scale in range(scales)),
         query_resolution=attention.query_resolution,  # pyright: ignore[reportArgumentType]
+        causal=attention.causal,
     )
 
 
@@ -324,15 +372,21 @@ def _as_given(y: Tensor, packing: Packing | None, missing: float) -> Tensor:
 
 
 @contextmanager
-def _caught(transformer: MAHATransformer) -> Iterator[list[_Fused]]:
-    """A list that grows by what goes into the fusion of each block that runs within it."""
-    caught: list[_Fused] = []
+def _caught(transformer: MAHATransformer) -> Iterator[_Caught]:
+    """Lists that grow by what goes into the fusion and the cross-attention of each block that runs within it."""
+    caught = _Caught([], [])
 
     def catch(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         del module, options
-        caught.append(_Fused(*arguments))
+        caught.fused.append(_Fused(*arguments))
+
+    def catch_crossed(module: Any, arguments: tuple[Any, ...]) -> None:
+        del module
+        caught.crossed.append(arguments)  # pyright: ignore[reportArgumentType]
 
     hooks = [block.aggregation.register_forward_pre_hook(catch, with_kwargs=True) for block in transformer._blocks()]
+    crossing = [block.cross_attention for block in transformer._blocks() if block.cross_attention is not None]
+    hooks += [cross.register_forward_pre_hook(catch_crossed) for cross in crossing]
     try:
         yield caught
     finally:

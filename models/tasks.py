@@ -100,7 +100,8 @@ class SequenceClassifier(nn.Module):
         Args:
             input_ids: (batch, n) integer.
             attention_mask: (batch, n) bool or 0/1, True where the token is real; None: all are.
-            labels: (batch,) integer classes, or numbers where `num_labels` is 1.
+            labels: (batch,) integer classes; numbers where `num_labels` is 1; or (batch, num_labels) floating point,
+                1 for every class that a row has; see `models.heads.classification_loss`.
         """
         hidden, aux_loss = self.transformer(input_ids, attention_mask)
         logits = self.head(

@@ -175,7 +175,7 @@ class TrainedProblems:
         generator = torch.Generator().manual_seed(seed)
         count = -(-self.problems // PER_PASSAGE)
         passages = _passages(self.tokens, count, min(PASSAGE, self.transformer.max_len), generator)
-        passages = passages.to(self.transformer.token_emb.weight.device)
+        passages = passages.to(next(self.transformer.parameters()).device)
         problem = fusion_problems(self.transformer, passages)[self.block]
         chosen = torch.randperm(problem.batch_shape.numel(), generator=generator)[: self.problems]
         return take(problem, chosen.to(problem.q.device), self.dtype)

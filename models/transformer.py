@@ -132,6 +132,7 @@ class MAHATransformer(nn.Module):
         *,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        layers: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the model makes of every token.
 
@@ -141,6 +142,8 @@ class MAHATransformer(nn.Module):
                 real tokens do not notice it.
             memory: (batch, m, d_model), what a model with `cross_attention` attends to.
             memory_mask: (batch, m) bool or 0/1, where the memory is real; None: everywhere.
+            layers: a list, to which the embeddings and what every block makes of them are appended, (batch, n, d_model)
+                each, the last one being the hidden states that are returned.
 
         Returns:
             The hidden states, (batch, n, d_model), zero at padding; and the auxiliary loss, a scalar, which is the
@@ -155,13 +158,16 @@ class MAHATransformer(nn.Module):
         packing, lengths, h = self._embedded(x, mask)
         objectives = []
         for layer in self.layers:
+            if layers is not None:
+                layers.append(_unpacked(h, packing))
             block = partial(layer, lengths=lengths, memory=memory, memory_mask=memory_mask)
             if self.gradient_checkpointing and self.training:
                 h, objective = cast(tuple[Tensor, Tensor], checkpoint(block, h, use_reentrant=False))
             else:
                 h, objective = block(h)
             objectives.append(objective)
-        return self._finished(h, packing), torch.stack(objectives).mean()
+        hidden = self._finished(h, packing, layers)
+        return hidden, torch.stack(objectives).mean()
 
     @torch.no_grad()
     def prefill(
@@ -171,6 +177,7 @@ class MAHATransformer(nn.Module):
         *,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
+        layers: list[Tensor] | None = None,
     ) -> tuple[Tensor, TransformerState]:
         """`forward` of a causal model, without the auxiliary loss or gradients, and the state after it.
 
@@ -179,6 +186,7 @@ class MAHATransformer(nn.Module):
             mask: See there.
             memory: See there.
             memory_mask: See there.
+            layers: See there.
 
         Raises:
             ValueError: the model is not causal; or as `forward`.
@@ -190,18 +198,28 @@ class MAHATransformer(nn.Module):
             lengths = torch.full(h.shape[:1], h.shape[1], device=h.device)
         blocks = []
         for layer in self._blocks():
+            if layers is not None:
+                layers.append(_unpacked(h, packing))
             h, block = layer.prefill(h, lengths, self.max_len, memory=memory, memory_mask=memory_mask)
             blocks.append(block)
-        return self._finished(h, packing), TransformerState(blocks)
+        return self._finished(h, packing, layers), TransformerState(blocks)
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: TransformerState, real: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        state: TransformerState,
+        real: Tensor | None = None,
+        *,
+        layers: list[Tensor] | None = None,
+    ) -> Tensor:
         """One more token for each row, in O(window): what `forward` makes of it.
 
         Args:
             x: (batch,) integer tokens, or their embeddings (batch, d_model).
             state: the state of the rows; changed in place.
             real: (batch,) bool or 0/1, False where a row gets no token; None: all do.
+            layers: as in `forward`, (batch, d_model) each.
 
         Returns:
             (batch, d_model), zero where there was no token.
@@ -225,8 +243,13 @@ class MAHATransformer(nn.Module):
             h = h + self.pos_emb(state.lengths.clamp(max=self.max_len - 1))
         h = self.emb_dropout(h)
         for layer, block in zip(self._blocks(), state.blocks, strict=True):
+            if layers is not None:
+                layers.append(h.masked_fill(~real[:, None], 0))
             h = layer.step(h, block, real)
-        return self.final_norm(h).masked_fill(~real[:, None], 0)
+        h = self.final_norm(h).masked_fill(~real[:, None], 0)
+        if layers is not None:
+            layers.append(h)
+        return h
 
     def set_solver(
         self, solver: str, gradient: str | None = None, *, on_failure: str | None = None, **options: object
@@ -270,16 +293,23 @@ class MAHATransformer(nn.Module):
             x, n = x[:, : self.max_len], self.max_len  # the rest is padding
         h = x if embedded else self.token_emb(x)
         if self.pos_emb is not None:
-            h = h + self.pos_emb.weight[:n]
+            h = h + self.pos_emb(torch.arange(n, device=h.device))
         return packing, lengths, self.emb_dropout(h)
 
-    def _finished(self, h: Tensor, packing: Packing | None) -> Tensor:
-        h = self.final_norm(h)
-        if packing is None:
-            return h
-        h = h.masked_fill(~real_columns(h.shape[1], packing.lengths)[..., None], 0)
-        missing = packing.order.shape[1] - h.shape[1]
-        return packing.unpack(nn.functional.pad(h, (0, 0, 0, missing)))
+    def _finished(self, h: Tensor, packing: Packing | None, layers: list[Tensor] | None) -> Tensor:
+        h = _unpacked(self.final_norm(h), packing)
+        if layers is not None:
+            layers.append(h)
+        return h
+
+
+def _unpacked(h: Tensor, packing: Packing | None) -> Tensor:
+    """Packed rows in their original order, zero at padding."""
+    if packing is None:
+        return h
+    h = h.masked_fill(~real_columns(h.shape[1], packing.lengths)[..., None], 0)
+    missing = packing.order.shape[1] - h.shape[1]
+    return packing.unpack(nn.functional.pad(h, (0, 0, 0, missing)))
 
 
 @torch.no_grad()

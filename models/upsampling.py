@@ -54,9 +54,7 @@ def to_tokens(cells: Tensor, stride: int, n: int, *, causal: bool) -> Tensor:
     return stack_at_tokens([cells], [stride], n, causal=causal)[:, :, 0]
 
 
-def stack_at_tokens(
-    cells: Sequence[Tensor], strides: Sequence[int], n: int, *, causal: bool, missing: float = 0.0
-) -> Tensor:
+def stack_at_tokens(cells: Sequence[Tensor], strides: Sequence[int], n: int, *, causal: bool) -> Tensor:
     """Every token's cell of several scales.
 
     Args:
@@ -64,12 +62,11 @@ def stack_at_tokens(
         strides: for each of them, the tokens in a cell.
         n: number of tokens.
         causal: whether a token reads the last complete cell rather than its own.
-        missing: what a token reads where there is no cell.
 
     Returns:
-        (batch, n, number of scales, d).
+        (batch, n, number of scales, d), zero where there is no cell.
     """
-    return cast(Tensor, _StackAtTokens.apply(n, tuple(strides), causal, missing, *cells))
+    return cast(Tensor, _StackAtTokens.apply(n, tuple(strides), causal, *cells))
 
 
 class _StackAtTokens(torch.autograd.Function):
@@ -78,12 +75,12 @@ class _StackAtTokens(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(n: int, strides: tuple[int, ...], causal: bool, missing: float, *cells: Tensor) -> Tensor:
+    def forward(n: int, strides: tuple[int, ...], causal: bool, *cells: Tensor) -> Tensor:
         batch, _, d = cells[0].shape
         stacked = cells[0].new_empty(batch, n, len(cells), d)
         for scale, (cell, stride) in enumerate(zip(cells, strides, strict=True)):
             first, whole, end = _read_groups(n, stride, causal)
-            stacked[:, :first, scale] = missing
+            stacked[:, :first, scale] = 0
             if whole:
                 stacked[:, first:end, scale].unflatten(1, (whole, stride)).copy_(cell[:, :whole, None])
             if end < n:
@@ -105,7 +102,7 @@ class _StackAtTokens(torch.autograd.Function):
             if stride > 1:
                 sums = sums.unflatten(1, (whole, stride)).sum(2)
             gradients.append(torch.cat([sums, g[:, end:].sum(1, keepdim=True)], dim=1) if end < n else sums)
-        return None, None, None, None, *gradients
+        return None, None, None, *gradients
 
 
 def _read_groups(n: int, stride: int, causal: bool) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -10,7 +11,7 @@ from transformers import PreTrainedConfig
 from models.aggregation import FusionOptions
 from models.block import BlockOptions
 
-__all__ = ["MAHAConfig"]
+__all__ = ["MAHAConfig", "StrictConfig"]
 
 TRANSFORMER_ARGUMENTS = (
     "vocab_size",
@@ -29,9 +30,62 @@ TRANSFORMER_ARGUMENTS = (
 FUSION_ARGUMENTS = tuple(FusionOptions.__annotations__)
 BLOCK_ARGUMENTS = tuple(name for name in BlockOptions.__annotations__ if name not in FUSION_ARGUMENTS)
 
+PLUMBING = {
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
+}
+"""What `transformers` itself gives a configuration, or writes to its file, besides the fields."""
+
 
 @strict
-class MAHAConfig(PreTrainedConfig):
+class StrictConfig(PreTrainedConfig):
+    """A configuration that refuses what it does not know, which those of `transformers` keep without a word."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Takes the rest of what the constructor was given.
+
+        Raises:
+            TypeError: there is no such option, or one cannot be saved.
+        """
+        if unknown := [name for name in kwargs if not self._is_known(name)]:
+            raise TypeError(f"{type(self).__name__} has no option {unknown[0]!r}.")
+        for name in ("feasible_options", "solver_options"):
+            options = getattr(self, name, None)
+            try:
+                json.dumps(options)
+            except TypeError:
+                raise TypeError(f"{name} must hold what JSON can, to be saved, but got {options!r}.") from None
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **kwargs: Any) -> Any:
+        """See `transformers.PreTrainedConfig`.
+
+        Raises:
+            TypeError: there is no such option.
+        """
+        place = (pretrained_model_name_or_path, *arguments)
+        if kwargs.pop("return_unused_kwargs", False):
+            return super().from_pretrained(*place, return_unused_kwargs=True, **kwargs)
+        config, unknown = super().from_pretrained(*place, return_unused_kwargs=True, **kwargs)
+        if unknown:
+            raise TypeError(f"{cls.__name__} has no option {min(unknown)!r}.")
+        return config
+
+    @classmethod
+    def _is_known(cls, name: str) -> bool:
+        return name in PLUMBING or name in cls.attribute_map or name.startswith("_")
+
+
+@strict
+class MAHAConfig(StrictConfig):
     """Everything that makes a MAHA model.
 
     Attributes:
@@ -42,6 +96,9 @@ class MAHAConfig(PreTrainedConfig):
         aux_weight: of the auxiliary loss in the loss.
         use_cache: whether `generate` keeps a state over all scales rather than computing everything again.
         pad_token_id: This and the following: as everywhere in `transformers`.
+
+    Raises:
+        TypeError: there is no such option.
     """
 
     model_type = "maha"
@@ -83,7 +140,7 @@ class MAHAConfig(PreTrainedConfig):
     granularity: str | None = None
     feasible: str | None = None
     feasible_options: dict[str, Any] | None = None
-    prices: str | list[float] | None = None
+    prices: str | list[float | int] | None = None
     ridge: float | None = None
     normalise: bool | None = None
     solver: str | None = None

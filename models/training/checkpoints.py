@@ -32,7 +32,21 @@ class CheckpointError(OSError):
 
 
 class SafeTrainer(Trainer):
-    """The trainer of `transformers`, which here clears away a checkpoint that it could not finish."""
+    """The trainer of `transformers`, which here clears away a checkpoint that it could not finish.
+
+    Labels are smoothed by the model, which knows where they stand, and only where it learns: an evaluated loss is that
+    of the labels themselves, as `bits per byte` has to be.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.label_smoother = None
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """The loss of the model, of smoothed labels while it learns."""
+        if self.args.label_smoothing_factor and model.training:
+            inputs = {**inputs, "smoothing": self.args.label_smoothing_factor}
+        return super().compute_loss(model, inputs, *arguments, **options)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, name = Path(self.args.output_dir or "."), f"{PREFIX}{self.state.global_step}"

@@ -39,6 +39,8 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, but got {model!r}.")
+    if unknown := set(options) - set(MAHAConfig.__annotations__) - set(SPECIAL):
+        raise ValueError(f"MAHAConfig has no option {min(unknown)!r}.")
     if model == "tree":
         sizes = {TREE_NAMES[name]: value for name, value in options.items() if name in TREE_NAMES}
         named: dict[str, Any] = {"sequence_length": context, "levels": levels, "positions": "rotary"}
@@ -49,8 +51,6 @@ def make_config(model: str, *, context: int, window: int = 64, levels: int = 3, 
         options = {name: value for name, value in options.items() if name not in OF_SCALES}
     if model in ("plain", "window"):
         fixed["conv_kernel"] = 0
-    if unknown := set(options) - set(MAHAConfig.__annotations__) - set(SPECIAL):
-        raise ValueError(f"MAHAConfig has no option {min(unknown)!r}.")
     return MAHAConfig(**options | fixed)
 
 

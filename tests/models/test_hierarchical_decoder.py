@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import Decoder, HierarchicalDecoder
-from models.hierarchical_decoder import TreeAttention, sinusoids
+from models.hierarchical_decoder import sinusoids
+from models.tree_attention import TreeAttention
 
 V, D, HEADS = 19, 8, 2
 TREES = {  # sequence_length, levels, positions
