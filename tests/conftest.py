@@ -1,6 +1,11 @@
-"""The order of the tests."""
+"""What all tests share: one thread a process, and their order."""
 
-LONG = ("test_notebooks.py", "test_docs.py")
+import os
+
+# Before torch is imported, also by the processes that tests start: those that run the tests share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LONG = ("test_docs.py", "test_notebooks.py")
 
 
 def pytest_collection_modifyitems(items):
