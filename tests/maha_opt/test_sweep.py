@@ -69,7 +69,10 @@ def test_a_sweep_gives_what_one_comparison_of_everything_gives(unbroken):
 
 def test_two_dask_workers_give_the_table_of_one_process(unbroken, tmp_path):
     pytest.importorskip("distributed")
-    same(unbroken[0], sweep(tmp_path / "dask", PROBLEMS, seeds=2, engine="dask", jobs=2, **SMALL))
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1h"}):
+        same(unbroken[0], sweep(tmp_path / "dask", PROBLEMS, seeds=2, engine="dask", jobs=2, **SMALL))
 
 
 def test_a_sweep_killed_in_the_middle_goes_on_and_repeats_nothing(tmp_path):
