@@ -18,7 +18,7 @@ SMALL = {
         "PASSAGES": 4, "LEARN": {"convex": 6, "nash": 3}, "SEEDS": 2, "STEPS": (3, 10, 30),
         "SHORT_SEEDS": 2, "SHORT_STEPS": 2,
     },
-    "06": {"STEPS": 16, "EVALUATE_EVERY": 8, "ROWS": 4, "WRITTEN": 12},
+    "06": {"STEPS": 8, "EVALUATE_EVERY": 8, "ROWS": 4, "WRITTEN": 12},
 }  # fmt: skip
 """Of notebooks that train: what stands in place of the sizes in their cell with the tag "parameters"."""
 
