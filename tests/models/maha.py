@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 def build(variant="default", *, causal=True, seed=0, scale=None, **overrides):
-    """A model, of two layers unless told otherwise, whose weights are large enough for everything to matter, in evaluation mode.
+    """A model (of two layers) whose weights are large enough for everything to matter, in evaluation mode.
 
     `scale`: standard deviation of its matrices; 1/√fan-in if omitted, so that outputs stay of order one.
     """
