@@ -45,10 +45,10 @@ def parallel(engine: str, jobs: int | None) -> Iterator[Parallel]:
             if engine == "dask":
                 workers = cpu_count() if jobs is None else jobs
                 cluster = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0")
-                address = stack.enter_context(cluster)
+                client = Client(stack.enter_context(cluster), set_as_default=False)
             else:
-                address = engine.replace("dask://", "tcp://")
-            client = stack.enter_context(Client(address, timeout=10, set_as_default=False))
+                client = Client(engine.replace("dask://", "tcp://"), timeout=10, set_as_default=False)
+            stack.enter_context(client)
             _check_versions(cast(dict[str, dict[str, str | None]], client.run(versions)))
             stack.enter_context(parallel_config("dask", client=client))
             jobs = -1 if jobs is None else jobs

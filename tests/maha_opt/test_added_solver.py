@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import solvers.registry
-from maha_opt import ConvexAggregation, NashAggregation, plugins
+from maha_opt import ConvexAggregation, NashAggregation, cli, plugins
 from maha_opt.validation import Difficulty, compare, convergence, sweep
 from solvers import AffineVI, solve
 
@@ -76,10 +77,18 @@ def extra(file):
     del solvers.registry._SOLVERS["extra"], sys.modules[NAME]
 
 
-def command(file, *words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    line = [sys.executable, "-m", "maha_opt.cli", "--plugin", str(file), *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+@pytest.fixture
+def command(file, monkeypatch):
+    """Runs the command line with the plugin in this process, which then forgets the solver."""
+    monkeypatch.setattr(solvers.registry, "_SOLVERS", dict(solvers.registry._SOLVERS))
+    solvers.registry._SOLVERS.pop("extra", None)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+
+    def run(*words, plugin=file):
+        return CliRunner().invoke(cli.app, ["--plugin", str(plugin), *map(str, words)], env={"COLUMNS": "120"})
+
+    yield run
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
 
 
 def test_it_appears_in_compare_unnamed_with_its_gradients(extra):
@@ -140,12 +149,14 @@ def test_the_workers_of_a_sweep_get_it_though_they_cannot_find_its_file(extra, f
 
 
 def test_it_appears_in_the_list_of_the_command_line_with_its_line(file):
-    done = command(file, "solvers")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    line = [sys.executable, "-m", "maha_opt.cli", "--plugin", str(file), "solvers"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert "extra" in done.stdout, done.stderr
     assert "Two projected gradient steps from one point" in done.stdout
 
 
-def test_compare_of_the_command_line_takes_it(file, tmp_path):
+def test_compare_of_the_command_line_takes_it(command, tmp_path):
     words = [
         "--seeds",
         "1",
@@ -162,28 +173,28 @@ def test_compare_of_the_command_line_takes_it(file, tmp_path):
         "--solvers",
         "pivot,extra",
     ]
-    done = command(file, "compare", *words, "--output", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    done = command("compare", *words, "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
     table = pd.read_csv(tmp_path / "run" / "results.csv")
     assert set(table[table["solver"] == "extra"]["status"]) == {"ok"}
     assert "\nextra" in done.stdout
 
 
-def test_sweep_of_the_command_line_takes_it_with_options(file, tmp_path):
+def test_sweep_of_the_command_line_takes_it_with_options(command, tmp_path):
     words = "--seeds 2 --jobs 1 --problems 4 --reference 2 --steps 5 --condition 10 --coupling 0 --feasible simplex"
     chosen = ("--solvers", "extra:shorter=0.5", "--output", tmp_path / "run")
-    done = command(file, "sweep", *words.split(), *chosen)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = command("sweep", *words.split(), *chosen)
+    assert done.exit_code == 0, done.output
     table = pd.read_parquet(tmp_path / "run" / "results.parquet")
     own = table[table["solver"] == "extra:shorter=0.5"]
     assert len(own) == 2 * 3  # implicit to the tolerance and after 5 steps, and unrolled
     assert set(own["status"]) == {"ok"}
 
 
-def test_a_plugin_that_is_not_there_is_refused_in_words(tmp_path):
-    done = command(tmp_path / "nothing.py", "solvers")
-    assert done.returncode == 1
-    assert "cannot be imported" in done.stderr
+def test_a_plugin_that_is_not_there_is_refused_in_words(command, tmp_path):
+    done = command("solvers", plugin=tmp_path / "nothing.py")
+    assert done.exit_code == 1
+    assert "cannot be imported" in done.output
 
 
 def test_without_the_plugin_it_is_not_there():

@@ -324,8 +324,15 @@ def test_scaling_the_outputs_leaves_the_weights(kind, factor):
     assert_close(after, before, atol=1e-4, rtol=0)
 
 
-@BOTH
-@pytest.mark.parametrize("granularity", ["token_head", "sequence"])
+@pytest.mark.parametrize(
+    ("kind", "granularity"),
+    [
+        (ConvexAggregation, "token_head"),
+        (NashAggregation, "sequence"),
+        pytest.param(ConvexAggregation, "sequence", marks=pytest.mark.slow),
+        pytest.param(NashAggregation, "token_head", marks=pytest.mark.slow),
+    ],
+)
 def test_torch_compile_gives_the_same_output_and_gradient(kind, granularity):
     Y, available, inputs = data()
     made = layer(kind, granularity=granularity, prices="learned")

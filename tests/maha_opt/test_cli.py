@@ -250,13 +250,11 @@ def test_ctrl_c_in_the_middle_of_a_real_run(tmp_path, interruptible):
         folder,
     ]
     with subprocess.Popen(command, env=ONE_THREAD, cwd=tmp_path, stdout=-1, stderr=subprocess.STDOUT) as process:
-        deadline = time.monotonic() + 60
         while not (folder / "results.csv").exists() or len(read_rows(folder)) < 3:
             assert process.poll() is None, process.communicate()[0].decode()
-            assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=30)[0].decode()
+        output = process.communicate()[0].decode()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "Interrupted after" in output
@@ -275,19 +273,18 @@ def test_an_interrupt_arrives_although_a_library_has_taken_the_signal(tmp_path, 
     code = """
 import ctypes, os, signal, time
 from maha_opt.interrupts import prompt_interrupts
-taken = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: print("lost"))
+lost = []
+taken = ctypes.CFUNCTYPE(None, ctypes.c_int)(lost.append)
 try:
     with prompt_interrupts():
         ctypes.CDLL(None).signal(int(signal.SIGINT), taken)
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(200):
+        while not lost:
             time.sleep(0.05)
 except KeyboardInterrupt:
     print("arrived")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=ONE_THREAD, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == ["arrived"], done.stderr
 
 

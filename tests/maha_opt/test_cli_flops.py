@@ -75,7 +75,7 @@ def test_the_solver_is_counted_on_real_problems():
 def test_help_is_quick_because_it_needs_no_torch():
     code = "import sys; from typer.testing import CliRunner; from maha_opt import cli; "
     code += "CliRunner().invoke(cli.app, ['flops', '--help']); print(sorted({'torch', 'models'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

@@ -39,15 +39,21 @@ VARIANTS = {
 
 
 def build(variant="default", *, causal=True, seed=0, scale=None, **overrides):
-    """A model of two layers whose weights are large enough for everything to matter, in evaluation mode.
+    """A model (of two layers) whose weights are large enough for everything to matter, in evaluation mode.
 
     `scale`: standard deviation of its matrices; 1/√fan-in if omitted, so that outputs stay of order one.
     """
     torch.manual_seed(seed)
-    options = {"max_len": 300, "num_scales": 3, "window": 9, "coarsest_window": 6, **VARIANTS[variant], **overrides}
-    model = MAHATransformer(
-        VOCAB, d_model=16, num_heads=2, num_layers=2, d_ff=24, dropout=0.0, causal=causal, **options
-    )
+    options = {
+        "num_layers": 2,
+        "max_len": 300,
+        "num_scales": 3,
+        "window": 9,
+        "coarsest_window": 6,
+        **VARIANTS[variant],
+        **overrides,
+    }
+    model = MAHATransformer(VOCAB, d_model=16, num_heads=2, d_ff=24, dropout=0.0, causal=causal, **options)
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=scale or weight.shape[-1] ** -0.5)

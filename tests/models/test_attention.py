@@ -126,7 +126,7 @@ def test_every_path_equals_a_reference_that_writes_all_scores_out(option, causal
 
 
 @both_modes
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(window=st.integers(1, 9), n=st.integers(1, 30), fine=st.booleans())
 def test_any_window_equals_the_reference_at_any_length(causal, window, n, fine):
     window = max(window, 1 if fine or not causal else 7)
@@ -201,7 +201,7 @@ def test_padding_on_either_side_moves_no_real_token(option, causal):
 
 @options
 @both_modes
-@settings(deadline=None, max_examples=12, derandomize=True)
+@settings(max_examples=12)
 @given(mask=st.lists(st.lists(st.booleans(), min_size=19, max_size=19), min_size=1, max_size=3))
 def test_rows_with_any_mask_equal_their_real_tokens_alone(option, causal, mask):
     module = build(option, causal)

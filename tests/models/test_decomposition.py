@@ -143,7 +143,7 @@ def test_a_prefix_alone_gives_the_cells_that_it_gives_in_a_longer_sequence(kind)
 
 @kinds
 @both_modes
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15)
 @given(mask=st.lists(st.lists(st.booleans(), min_size=11, max_size=11), min_size=1, max_size=3))
 def test_padding_anywhere_enters_no_cell(kind, causal, mask):
     module = decomposition(kind, causal)
@@ -171,7 +171,7 @@ def test_packing_brings_real_tokens_to_the_front_in_their_order_and_back():
 
 
 @both_modes
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(n=st.integers(1, 50), stride=st.sampled_from([1, 2, 3, 4, 8, 16, 27]))
 def test_tokens_are_grouped_by_the_cell_that_they_read(causal, n, stride):
     t = torch.arange(n)
@@ -184,7 +184,7 @@ def test_tokens_are_grouped_by_the_cell_that_they_read(causal, n, stride):
 
 
 @both_modes
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(n=st.integers(1, 50), r=st.integers(2, 4), left=st.integers(0, 5), right=st.integers(0, 5))
 def test_upsampling_reads_the_nearest_cell_and_marks_what_does_not_exist(causal, n, r, left, right):
     x = torch.arange(1.0, n + 1)[None, :, None]

@@ -17,9 +17,9 @@ def model(variant):
     return CausalLanguageModel(build(variant), aux_weight=0.1).train()
 
 
-def worker(rank, variants, port, results):
+def worker(rank, variants, meeting, results):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     for variant in variants:
         parallel = DistributedDataParallel(model(variant))  # a parameter without gradient would stop the second step
         for step in range(2):
@@ -32,16 +32,12 @@ def worker(rank, variants, port, results):
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_give_the_gradients_of_one_with_the_same_batch():
-    import socket
-
+def test_two_processes_give_the_gradients_of_one_with_the_same_batch(tmp_path):
     variants = ("default", "nash", "one scale", "budget that learns")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    meeting = (tmp_path / "meeting").as_uri()  # a file, not a port that another process may take in between
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.start_processes(worker, (variants, port, results), nprocs=2, start_method="spawn")
+        mp.start_processes(worker, (variants, meeting, results), nprocs=2, start_method="spawn")
         for variant in variants:
             single = model(variant)
             ids = random_ids(4, N, VOCAB, seed=1)

@@ -216,7 +216,7 @@ def test_the_trainer_trains_with_gradient_checkpointing_and_mixed_precision(tmp_
     rows = [{"input_ids": row, "labels": row} for row in (torch.arange(20) % 5 + 3).expand(32, 20)]
     arguments = TrainingArguments(
         tmp_path,
-        max_steps=60,
+        max_steps=30,
         learning_rate=1e-2,
         per_device_train_batch_size=8,
         gradient_checkpointing=True,

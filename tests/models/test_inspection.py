@@ -84,7 +84,7 @@ def who_sees_whom(module, scale, queries, cells, length):
     return seen
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(attentions())
 def test_probabilities_times_values_are_the_answers_and_rows_sum_to_one(drawn):
     module, x, lengths = drawn

@@ -21,7 +21,7 @@ from solvers import available_solvers
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 both_modes = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 27, 31, 47]
+LENGTHS = [1, 2, 3, 5, 8, 13, 17, 31]
 HEURISTIC_SETS = {"softmax": "simplex", "mean": "simplex", "mirror_descent": "simplex"}
 
 
@@ -158,18 +158,17 @@ def test_a_row_of_padding_alone_spoils_nothing(causal):
 
 
 @variants
-def test_the_cached_step_is_the_full_pass_for_every_split_of_the_prompt(variant):
-    model = build(variant)
-    language = CausalLanguageModel(model)
-    for length in (1, 7, 8, 20):
-        assert_cached_equals_full(language, lambda ids: language(ids).logits, [length], 48, VOCAB)
+@pytest.mark.parametrize("length", [7, *(pytest.param(length, marks=pytest.mark.slow) for length in (1, 8, 20))])
+def test_the_cached_step_is_the_full_pass_for_every_split_of_the_prompt(variant, length):
+    language = CausalLanguageModel(build(variant))
+    assert_cached_equals_full(language, lambda ids: language(ids).logits, [length], 48, VOCAB)
 
 
 @variants
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
 def test_the_cached_step_is_the_full_pass_for_prompts_of_different_lengths(variant, left):
     language = CausalLanguageModel(build(variant))
-    assert_cached_equals_full(language, lambda ids: language(ids).logits, [1, 8, 13, 20], 70, VOCAB, left=left)
+    assert_cached_equals_full(language, lambda ids: language(ids).logits, [1, 8, 13, 20], 45, VOCAB, left=left)
 
 
 def test_a_long_text_step_by_step_is_the_full_pass_and_the_state_does_not_grow():
@@ -300,16 +299,19 @@ def test_gradient_checkpointing_changes_no_gradient(causal):
         torch.testing.assert_close(plain, recomputed)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", ["default", pytest.param("nash", marks=pytest.mark.slow)])
-def test_a_compiled_training_step_gives_eagers_numbers(variant):
+def test_a_compiled_training_step_gives_eagers_numbers(variant, backend):
+    small = {"num_layers": 1} if backend == "aot_eager" else {}
     results = []
     for compiled in (False, True):
-        language = CausalLanguageModel(build(variant)).train()
-        step = torch.compile(language, fullgraph=True) if compiled else language
+        language = CausalLanguageModel(build(variant, **small)).train()
+        step = torch.compile(language, fullgraph=True, backend=backend) if compiled else language
         ids = random_ids(2, 24, VOCAB)
         loss = step(ids, labels=ids).loss
         loss.backward()
         results.append([loss.detach(), *(weight.grad for weight in language.parameters())])
+    torch.compiler.reset()
     for eager, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, eager, atol=1e-5, rtol=1e-4)  # fused kernels round in another order
 

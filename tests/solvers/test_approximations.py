@@ -23,7 +23,7 @@ def sets_of(method):
 
 
 @every_method
-@pytest.mark.parametrize("kind", ["plain", "game", "skew"])
+@pytest.mark.parametrize("kind", ["plain", "game", pytest.param("skew", marks=pytest.mark.slow)])
 def test_run_to_their_tolerance_they_agree_with_pivot(method, kind):
     for name in sets_of(method):
         problem = random_case(name, 4, 4, seed=0, kind=kind).problem()

@@ -35,7 +35,7 @@ def test_weights_are_those_of_brute_force_over_all_pieces(name, L):
 
 
 @every_set
-@pytest.mark.parametrize("l1", [True, False], ids=["l1", "no l1"])
+@pytest.mark.parametrize("l1", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["l1", "no l1"])
 def test_residual_measured_by_bisection_is_rounding_for_up_to_64_coordinates(name, l1):
     for L, batch in ((5, 20), (16, 10), (64, 2)):
         for seed, kind in enumerate(("plain", "skew", "duplicated")):

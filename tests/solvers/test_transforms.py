@@ -69,11 +69,18 @@ def test_jacobian_and_hessian_by_torch_func_are_right():
                                **CLOSE)  # fmt: skip
 
 
+ONE_STEP, UNROLLED = {"gradient": "one_step"}, {"gradient": "unrolled", "unroll": 5}
+
+
 @pytest.mark.parametrize(
     ("solver", "options"),
-    [(solver, {}) for solver in OURS]
-    + [(solver, {"gradient": "one_step"}) for solver in OURS[1:]]
-    + [(solver, {"gradient": "unrolled", "unroll": 5}) for solver in OURS[1:]],
+    [
+        *((solver, {}) for solver in OURS),
+        ("projected_gradient", ONE_STEP),
+        ("mirror_descent", UNROLLED),
+        *(pytest.param(solver, ONE_STEP, marks=pytest.mark.slow) for solver in ("best_response", "mirror_descent")),
+        *(pytest.param(solver, UNROLLED, marks=pytest.mark.slow) for solver in ("best_response", "projected_gradient")),
+    ],
     ids=str,
 )
 def test_vmap_and_compile_go_through_every_solver_of_ours(solver, options):
@@ -90,7 +97,7 @@ def test_vmap_and_compile_go_through_every_solver_of_ours(solver, options):
             torch.testing.assert_close(found[of], expected[of], rtol=0, atol=1e-7)  # unconverged iterates differ more
 
 
-COMPILED = ("Simplex masked", "Box half open", "Budget tensor", "signed sum", "signed budget")
+COMPILED = ("Simplex masked", "Box half open", "signed budget")
 
 
 @pytest.mark.parametrize("name", [n if n in COMPILED else pytest.param(n, marks=pytest.mark.slow) for n in SETS])

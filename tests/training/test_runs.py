@@ -5,7 +5,6 @@ import csv
 import errno
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import SMALL_COMMAND, settings
+from typer.testing import CliRunner
 
+from maha_opt.cli import app
 from models.training.checkpoints import CheckpointError, checkpoints, last_whole_checkpoint
 from models.training.curves import CURVE_FILE
 from models.training.loading import load
@@ -23,6 +24,18 @@ from models.training.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 SAY = {"say": lambda line: None}
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests/training")
+from small import settings
+from models.training.runs import train
+def say(line):
+    if "step 25 of 30" in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+train(settings(), Path(sys.argv[1]), say=say)
+"""
+"""A run that is killed some steps after its second checkpoint; by itself, so that it is at this step on any machine."""
 
 
 def curve(folder):
@@ -49,16 +62,8 @@ def test_a_run_learns_and_leaves_a_model_a_tokenizer_and_a_curve(finished):
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(finished, tmp_path):
     folder = tmp_path / "run"
-    code = (
-        "import sys; sys.path.insert(0, 'tests/training'); from small import settings; from pathlib import Path; "
-        f"from models.training.runs import train; train(settings(), Path({str(folder)!r}))"
-    )
-    running = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    for line in running.stdout:
-        if "step 25 of 30" in line:  # some steps after its second checkpoint
-            running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert last_whole_checkpoint(folder) == folder / "checkpoint-20"
     assert not (folder / "model.safetensors").exists()
     resume(folder, **SAY)
@@ -83,17 +88,15 @@ def test_accumulated_parts_make_the_steps_of_the_whole(finished, tmp_path):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_make_the_steps_of_one_with_the_same_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    small = ["train", *SMALL_COMMAND, "--steps", "10"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    for name, start in (("one", ["-m", "maha_opt.cli", *small, "--batch", "4"]),
-                        ("two", [*launcher, "-m", "maha_opt.cli", *small, "--batch", "2"])):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, *start, "--output", str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+    small = ["train", *SMALL_COMMAND, "--steps", "5", "--evaluate-every", "5", "--save-every", "5"]
+    one, two = (
+        [*small, "--batch", batch, "--output", str(tmp_path / name)] for name, batch in (("one", "4"), ("two", "2"))
+    )
+    result = CliRunner().invoke(app, one)
+    assert result.exit_code == 0, result.output
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maha_opt.cli"]
+    done = subprocess.run([sys.executable, "-m", *launcher, *two], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for name in ("train_loss", "gradient_norm", "validation_loss"):
         torch.testing.assert_close(losses(tmp_path / "two", name), losses(tmp_path / "one", name), rtol=1e-4, atol=0)
 
