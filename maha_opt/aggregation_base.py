@@ -241,7 +241,7 @@ class Aggregation(ChoosesSolver, nn.Module):
             by = self.choice
             solution = solve(
                 posed.problem,
-                solver=by.solver,  # pyright: ignore[reportArgumentType]
+                solver=by.solver,
                 gradient=by.gradient,
                 on_failure=by.on_failure,  # pyright: ignore[reportArgumentType]
                 **by.options,

@@ -6,19 +6,21 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from maha_opt.sets import LearnedTotal
 from solvers import FeasibleSet, available_solvers
 from solvers.interface import GRADIENTS, ON_FAILURE
-from solvers.registry import Solver, make_solver, registered, solver_options
+from solvers.registry import Solver, make_solver, plain_number, recipe, registered, solver_options
 
 OF_SOLVE = ("tol", "max_iter", "check_monotone")
 """Options of `solvers.solve` that may stand among those of the solver."""
+
+WITHOUT_FLAG = "{} has no flag that a configuration could name: register its class, solvers.registry.register_solver."
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,7 @@ class SolverChoice:
             ValueError: A solver without a flag, or an option that JSON does not know, cannot be written down.
         """
         if not isinstance(self.solver, str):
-            raise ValueError(
-                f"solver {self.solver!r} has no flag by which a configuration could name it: register its class with "
-                "solvers.registry.register_solver."
-            )
+            raise ValueError(WITHOUT_FLAG.format(self.solver))
         try:
             json.dumps(self.options, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -95,7 +94,8 @@ def choose(
         check_choice("solver", solver, available_solvers())
         method = make_solver(solver, options)
     else:
-        solver, method, options = _named(solver, options)
+        method = solver
+        solver, options = _named(solver, options)
     name = solver if isinstance(solver, str) else type(solver).__name__
     taken = tuple(flag for flag in method.gradients if flag in GRADIENTS) or ("implicit",)
     if gradient is None:
@@ -111,26 +111,38 @@ def choose(
     return SolverChoice(solver, gradient, {**options, **of_solve}, on_failure, "implicit" in method.gradients)
 
 
-def _named(solver: Any, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+def as_flag(solver: str | Solver | None, options: Mapping[str, object] | None) -> tuple[Any, dict[str, Any] | None]:
+    """What a configuration holds of a solver and its options: a flag, or None, and what may be left out of JSON.
+
+    Raises:
+        TypeError: `solver` is neither a flag nor a solver object, or an object is given options of its own.
+        ValueError: The class of the object is not registered.
+    """
+    given = {name: _plain(name, value) for name, value in (options or {}).items()}
+    if solver is None or isinstance(solver, str):
+        return solver, given or None
+    of_solve = {name: given.pop(name) for name in OF_SOLVE if name in given}
+    flag, own = _named(solver, given)
+    if not isinstance(flag, str):
+        raise ValueError(WITHOUT_FLAG.format(solver))
+    return flag, {**own, **of_solve} or None
+
+
+def _named(solver: Solver, options: dict[str, Any]) -> tuple[str | Solver, dict[str, Any]]:
     """A solver object as its flag and options, where its class is registered, and itself where it is not."""
-    if isinstance(solver, type) or not (callable(solver) and hasattr(solver, "gradients")):
-        raise TypeError(f"solver must be a flag or a solver object, but got {solver!r}.")
-    if options:
-        raise TypeError(f"options of a solver object are its own: {solver!r} cannot be given {', '.join(options)} too.")
-    flag = next((name for name in available_solvers() if registered(name) is type(solver)), None)
-    if flag is None or not is_dataclass(solver):
-        return solver, solver, {}
-    own = [entry for entry in fields(solver) if entry.init]
-    chosen = {entry.name: getattr(solver, entry.name) for entry in own}
-    chosen = {entry.name: chosen[entry.name] for entry in own if chosen[entry.name] != entry.default}
-    return flag, solver, {name: _plain(name, value) for name, value in chosen.items()}
+    kind, settings = recipe(solver, options)
+    flag = next((name for name in available_solvers() if registered(name) is kind), None)
+    if flag is None:
+        return solver, {}
+    defaults = {entry.name: entry.default for entry in fields(cast(Any, solver))}
+    return flag, {name: _plain(name, value) for name, value in settings if value != defaults[name]}
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: object) -> Any:
     """A number of numpy or in a tensor without dimensions as python's."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"{name} must be a number, but is a tensor that requires a gradient, which options have not.")
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    return plain_number(value)
 
 
 def _check_of_solve(options: Mapping[str, Any]) -> None:

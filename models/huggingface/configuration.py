@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from maha_opt.solver_choice import as_flag
 from models.aggregation import FusionOptions
 from models.block import BlockOptions
 
@@ -38,6 +39,7 @@ class MAHAConfig(PreTrainedConfig):
         vocab_size: This and the following, up to `cross_attention`: see `models.MAHATransformer`.
         compression_ratio: This and the following, up to `norm_first`: see `models.MAHABlock`.
         target: This and the following, up to `on_failure`: see `models.aggregation.FusionOptions`; None: the default.
+            A solver object becomes its flag and options.
         classifier_dropout: in the head of a classifier.
         aux_weight: of the auxiliary loss in the loss.
         use_cache: whether `generate` keeps a state over all scales rather than computing everything again.
@@ -86,7 +88,7 @@ class MAHAConfig(PreTrainedConfig):
     prices: str | list[float] | None = None
     ridge: float | None = None
     normalise: bool | None = None
-    solver: str | None = None
+    solver: Any = None
     gradient: str | None = None
     solver_options: dict[str, Any] | None = None
     on_failure: str | None = None
@@ -99,6 +101,17 @@ class MAHAConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     decoder_start_token_id: int | None = None
     tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Writes a solver object as its flag and its options, and numbers of numpy as python's.
+
+        Raises:
+            TypeError: `solver` is neither a flag nor a solver object; or there are options besides an object.
+            ValueError: the class of the object is not registered.
+        """
+        if self.solver is not None or self.solver_options is not None:
+            self.solver, self.solver_options = as_flag(self.solver, self.solver_options)
+        super().__post_init__(**kwargs)
 
     def transformer_arguments(self) -> dict[str, Any]:
         """The arguments of `MAHATransformer`."""

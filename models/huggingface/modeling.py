@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.utils.generic import ModelOutput
 
 from models.convolution import DilatedConvolution
@@ -16,6 +16,7 @@ from models.decomposition import HierarchicalDecomposition
 from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, counted_labels, token_loss
 from models.huggingface.cache import MAHACache
 from models.huggingface.configuration import MAHAConfig
+from models.huggingface.solver import SavesSolver
 from models.transformer import MAHATransformer, initialise
 
 __all__ = [
@@ -48,7 +49,7 @@ class MAHATaskOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
 
 
-class MAHAPreTrainedModel(PreTrainedModel):
+class MAHAPreTrainedModel(SavesSolver):
     """Loading, saving and first weights."""
 
     config_class = MAHAConfig
