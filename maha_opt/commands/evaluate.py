@@ -82,7 +82,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     if contenders and not fusions:
         raise ValueError(f"{request.run} holds a model without a fusion: there is nothing for --solver to solve.")
     about, measure = _judge(request, loaded)
-    own = _label(fusions[0].solver, fusions[0].solver_options) if fusions else "no fusion"
+    own = _label(str(fusions[0].solver), fusions[0].solver_options) if fusions else "no fusion"
     outcomes = []
     for contender in [None, *contenders]:
         solver = own if contender is None else _label(contender.solver, dict(contender.options))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -10,6 +12,7 @@ from transformers import PreTrainedConfig
 from maha_opt.solver_choice import as_flag
 from models.aggregation import FusionOptions
 from models.block import BlockOptions
+from models.huggingface.types import check_type
 
 __all__ = ["MAHAConfig"]
 
@@ -85,7 +88,7 @@ class MAHAConfig(PreTrainedConfig):
     granularity: str | None = None
     feasible: str | None = None
     feasible_options: dict[str, Any] | None = None
-    prices: str | list[float] | None = None
+    prices: str | list[float | int] | None = None
     ridge: float | None = None
     normalise: bool | None = None
     solver: Any = None
@@ -106,9 +109,11 @@ class MAHAConfig(PreTrainedConfig):
         """Writes a solver object as its flag and its options, and numbers of numpy as python's.
 
         Raises:
-            TypeError: `solver` is neither a flag nor a solver object; or there are options besides an object.
+            TypeError: an option is not of its type; or there are options of the solver besides an object.
             ValueError: the class of the object is not registered.
         """
+        for name, hint in _types().items():
+            check_type(name, getattr(self, name), hint)
         if self.solver is not None or self.solver_options is not None:
             self.solver, self.solver_options = as_flag(self.solver, self.solver_options)
         super().__post_init__(**kwargs)
@@ -118,3 +123,10 @@ class MAHAConfig(PreTrainedConfig):
         arguments = {name: getattr(self, name) for name in TRANSFORMER_ARGUMENTS + BLOCK_ARGUMENTS}
         chosen = {name: getattr(self, name) for name in FUSION_ARGUMENTS if getattr(self, name) is not None}
         return arguments | chosen
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The types of the options, which `strict` does not look at where annotations are text."""
+    hints = inspect.get_annotations(MAHAConfig, eval_str=True)
+    return {name: hint for name, hint in hints.items() if name in MAHAConfig.__dataclass_fields__}

@@ -154,7 +154,7 @@ def test_settings_come_back_from_their_file_and_are_checked(tmp_path):
         settings(steps=0)
     with pytest.raises(ValueError, match="precision must be"):
         settings(precision="fp8")
-    with pytest.raises(ValueError, match=r"TrainingArguments does not take this: .*'colour'"):
+    with pytest.raises(ValueError, match=r"TrainingArguments has no argument 'colour'"):
         train(settings(trainer={"colour": 1}), tmp_path / "run", **SAY)
     assert not (tmp_path / "run").exists()
 
