@@ -3,6 +3,7 @@
 import copy
 import csv
 import errno
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from small import SMALL_COMMAND, settings
 
+from maha_opt.run_folder import FolderError
 from models.training.checkpoints import CheckpointError, checkpoints, last_whole_checkpoint
 from models.training.curves import CURVE_FILE
 from models.training.loading import load
@@ -57,6 +59,9 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(finished, tmp_path)
     assert running.stdout is not None
     for line in running.stdout:
         if "step 25 of 30" in line:  # some steps after its second checkpoint
+            running.send_signal(signal.SIGSTOP)
+            with pytest.raises(FolderError, match="Another run is writing to"):
+                resume(folder, **SAY)
             running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
     assert last_whole_checkpoint(folder) == folder / "checkpoint-20"
@@ -88,12 +93,15 @@ def test_two_processes_make_the_steps_of_one_with_the_same_batch(tmp_path):
         port = free.getsockname()[1]
     small = ["train", *SMALL_COMMAND, "--steps", "10"]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    for name, start in (("one", ["-m", "maha_opt.cli", *small, "--batch", "4"]),
-                        ("two", [*launcher, "-m", "maha_opt.cli", *small, "--batch", "2"])):  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for start in (["-m", "maha_opt.cli", *small, "--batch", "4", "--output", "one"],
+                  [*launcher, "-m", "maha_opt.cli", *small, "--batch", "2"]):  # fmt: skip
         done = subprocess.run(
-            [sys.executable, *start, "--output", str(tmp_path / name)], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, *start], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()  # which the first process made, and told the other
+    folder.rename(tmp_path / "two")
     for name in ("train_loss", "gradient_norm", "validation_loss"):
         torch.testing.assert_close(losses(tmp_path / "two", name), losses(tmp_path / "one", name), rtol=1e-4, atol=0)
 
