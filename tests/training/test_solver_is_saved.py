@@ -18,6 +18,7 @@ from models.huggingface import (
 )
 from models.training.loading import load
 from models.training.runs import resume, train
+from models.training.settings import Settings
 from solvers.pivot import Pivot
 from solvers.projected_gradient import ProjectedGradient
 
@@ -99,3 +100,13 @@ def test_a_run_keeps_the_solver_of_the_model_that_it_was_given_and_goes_on_with_
     assert choices(load(tmp_path / "run").model) == choices(done.model)
     again = resume(tmp_path / "run", say=lambda line: None)
     assert choices(again.model) == choices(done.model)
+
+
+def test_settings_write_a_solver_object_as_its_flag_and_refuse_what_cannot_be_written(tmp_path):
+    one = settings(options={"solver": ProjectedGradient(unroll=3), "gradient": "unrolled"})
+    assert (one.options["solver"], one.options["solver_options"]) == ("projected_gradient", {"unroll": 3})
+    numpys = settings(options={"solver": "projected_gradient", "solver_options": {"unroll": np.int64(3)}})
+    numpys.save(tmp_path)
+    assert Settings.load(tmp_path).options["solver_options"] == {"unroll": 3}
+    with pytest.raises(TypeError, match="options and trainer must hold what JSON can"):
+        settings(trainer={"max_grad_norm": np.float32(1.0)})
