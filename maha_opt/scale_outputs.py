@@ -50,6 +50,8 @@ def power_of_two(Y: Tensor, over: tuple[int, ...], within: int = 0) -> Tensor:
 
     1 where it lies there already, is zero or not finite. Without a gradient; a product with them does not round.
     """
+    if not Y.numel():
+        return Y.new_ones([1 if dim - Y.ndim in over else size for dim, size in enumerate(Y.shape)])
     with torch.no_grad():
         largest = torch.maximum(Y.amax(over, keepdim=True), -Y.amin(over, keepdim=True))  # ten times as fast as a norm
         exponent = torch.frexp(largest).exponent

@@ -243,6 +243,15 @@ def test_vmap_gives_what_a_batch_gives_at_every_size(size):
     assert_close(found, made(Y).solution.weights, rtol=0, atol=1e-5)
 
 
+@EVERY_GRANULARITY
+@pytest.mark.parametrize("normalise", [False, True])
+def test_no_data_at_all_is_no_fault(granularity, normalise):
+    made = make("nash", torch.float32, granularity=granularity, normalise=normalise)
+    for shape in ((0, N, L, D), (BATCH, 0, L, D)):
+        output = made(torch.zeros(shape)).output
+        assert output.shape == (*shape[:2], D)
+
+
 def test_a_budget_in_a_unit_of_its_own_is_left_alone():
     Y, _, t = data(dtype=torch.float64)
     problem = convex_problem(1e-8 * Y, 1e-8 * t, feasible=Budget(1e-6))
