@@ -8,14 +8,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from maha_opt.shadowing import require_our_packages
+from maha_opt.shadowing import require_ours
 
 if TYPE_CHECKING:
     from maha_opt.aggregation import Aggregated, ConvexAggregation, GateAggregation, NashAggregation
     from maha_opt.problems import convex_problem, gram, nash_problem
     from maha_opt.sets import available_sets, make_set
 
-require_our_packages()
+require_ours("solvers")  # `models` where it is needed, in `maha_opt.commands`: many a project has a folder of that name
 
 _HOME = {
     "Aggregated": "aggregation",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maha_opt.aggregation_base import Aggregated, Aggregation, HeadOptions
-from maha_opt.problems import consensus, convex_from, convex_objective, nash_from, nash_objective
+from maha_opt.problems import Posed, consensus, convex_from, convex_objective, nash_from, nash_objective
 from maha_opt.scale_outputs import ScaleOutputs
 from maha_opt.sets import restrict
 from solvers import AffineVI
@@ -74,11 +74,11 @@ class ConvexAggregation(Aggregation):
             return None
         return self._mapped(self.target, inputs, mask, shape)
 
-    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> Posed:
         return convex_from(outputs, self._goal(outputs, target), feasible=self._set(outputs), **self._terms(outputs))
 
-    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
-        return convex_objective(problem, outputs, self._goal(outputs, target), weights, ridge=self.ridge)
+    def _objective(self, posed: Posed, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+        return convex_objective(posed, outputs, self._goal(outputs, target), weights, ridge=self.ridge)
 
     def _goal(self, outputs: ScaleOutputs, target: Tensor | None) -> Tensor | str:
         if target is None:
@@ -126,13 +126,13 @@ class NashAggregation(Aggregation):
         """The antisymmetric coupling `a = A − Aᵀ`, (L, L)."""
         return self.raw_coupling - self.raw_coupling.T
 
-    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> Posed:
         del target
         return nash_from(outputs, self.coupling, symmetric=False, feasible=self._set(outputs), **self._terms(outputs))
 
-    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+    def _objective(self, posed: Posed, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
         del target
-        return nash_objective(problem, outputs, self.coupling, weights, ridge=self.ridge)
+        return nash_objective(posed, outputs, self.coupling, weights, ridge=self.ridge)
 
 
 class GateAggregation(Aggregation):
@@ -162,6 +162,8 @@ class GateAggregation(Aggregation):
         ValueError: As `Aggregation`.
     """
 
+    reads_scales = False
+
     def __init__(
         self,
         num_scales: int,
@@ -177,15 +179,16 @@ class GateAggregation(Aggregation):
     def _target(self, inputs: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         return self._mapped(self.scores, inputs, mask, shape)
 
-    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> Posed:
         scores = self._shared_scores(outputs, target)
         eye = torch.eye(self.num_scales, dtype=scores.dtype, device=scores.device)
         feasible = restrict(self._set(outputs), outputs.available, scores.dtype)
-        return AffineVI(eye, -scores, feasible, l1=self._terms(outputs)["prices"], symmetric=True)
+        problem = AffineVI(eye, -scores, feasible, l1=self._terms(outputs)["prices"], symmetric=True)
+        return Posed(problem, scores.new_ones(scores.shape[:-1]))
 
-    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+    def _objective(self, posed: Posed, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
         """`½‖w − s‖² + Σ_l λ_l|w_l|` over the scales that exist; scores are as large as weights, so it is relative."""
-        away = (weights - self._shared_scores(outputs, target)).square() / 2 + problem.l1 * weights.abs()
+        away = (weights - self._shared_scores(outputs, target)).square() / 2 + posed.problem.l1 * weights.abs()
         return (away if outputs.available is None else away * outputs.available).sum(-1)
 
     def _shared_scores(self, outputs: ScaleOutputs, scores: Tensor | None) -> Tensor:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from maha_opt.problems import Posed
 from maha_opt.scale_outputs import (
     ScaleOutputs,
     check_exact,
     check_mask,
     checked_outputs,
     full_precision,
+    in_common_units,
+    is_of_no_common_size,
     of_unit_size,
     real_part,
 )
 from maha_opt.sets import SetLike, inverse_softplus, make_set
-from solvers import AffineVI, FeasibleSet, Solution, available_solvers, solve
-from solvers.interface import GRADIENTS, ON_FAILURE
-from solvers.registry import registered
+from maha_opt.solver_choice import ChoosesSolver, check_choice, choose
+from solvers import AffineVI, FeasibleSet, Solution, solve
+from solvers.registry import Solver
+from solvers.standard_form import is_tracing
 
 GRANULARITIES = ("token", "token_head", "sequence", "head")
 Granularity = Literal["token", "token_head", "sequence", "head"]
@@ -40,7 +44,7 @@ class AggregationOptions(TypedDict, total=False):
     prices: Prices
     ridge: float
     normalise: bool
-    solver: str
+    solver: str | Solver
     gradient: str
     solver_options: Mapping[str, object] | None
     on_failure: str
@@ -67,7 +71,7 @@ class Aggregated(NamedTuple):
     solution: Solution
 
 
-class Aggregation(nn.Module):
+class Aggregation(ChoosesSolver, nn.Module):
     """What the aggregations share: granularity, prices, the feasible set, and the solver behind its flag.
 
     A subclass says in `_problem` which problem it makes of the scale outputs, and in `_target` what else goes in.
@@ -90,19 +94,30 @@ class Aggregation(nn.Module):
         normalise: Whether the problems see every scale output divided by its root mean square, so that they choose
             between directions and not sizes: a coarse scale, whose outputs are averages of averages, is small, and a
             convex fusion likes what is small. The fused output is the sum of the outputs themselves either way.
-        solver: One of `solvers.available_solvers`.
+        solver: One of `solvers.available_solvers`, or a solver object.
         gradient: "implicit", "unrolled" or "one_step"; which of them a solver takes is said by `solvers.solve`.
-        solver_options: Options of the solver, and `tol` and `max_iter`, as `solvers.solve` takes them.
+        solver_options: Options of the solver, and `tol` and `max_iter`, as `solvers.solve` takes them. Numbers may be
+            of numpy, or tensors without dimensions.
         on_failure: What an answer above its tolerance does: "raise", "warn" or "ignore".
 
-    No solver owns a parameter: `solver`, `gradient`, `solver_options` and `on_failure` may be assigned at any time,
-    also on a loaded checkpoint, and the state dict is the same for all. Every parameter gets a gradient, be it zero.
+    No solver owns a parameter: `set_solver` exchanges it at any time, also on a loaded checkpoint, and the state dict
+    is the same for all. `solver`, `gradient`, `solver_options` and `on_failure` may be assigned too: an assigned solver
+    keeps those options, and the gradient, that it has as well, and all are checked when they are assigned. Every
+    parameter gets a gradient, be it zero.
+
+    Weights, and gradients of parameters, do not depend on the unit of the scale outputs, and of the target with them:
+    where squares of these might leave the type's range, the problems are posed in other units, powers of two. In
+    float32 that holds from 1e-35 to 1e35, of targets up to 1e14 times as large. The heuristic "softmax" solves nothing,
+    and its weights do depend on it.
 
     Raises:
-        TypeError: An argument has the wrong type, or the set does not take one of its options.
-        ValueError: An argument is out of its range; the message names it.
+        TypeError: An argument has the wrong type, or the set or the solver does not take one of its options.
+        ValueError: An argument is out of its range, or the solver does not take the set or the gradient; the message
+            names it.
     """
 
+    reads_scales = True
+    """Whether what the scales say enters the problems."""
     prices: Tensor | None
     raw_prices: nn.Parameter | None
 
@@ -119,7 +134,7 @@ class Aggregation(nn.Module):
         prices: Prices = None,
         ridge: float = 1e-2,
         normalise: bool = False,
-        solver: str = "pivot",
+        solver: str | Solver = "pivot",
         gradient: str = "implicit",
         solver_options: Mapping[str, object] | None = None,
         on_failure: str = "warn",
@@ -130,7 +145,7 @@ class Aggregation(nn.Module):
                 raise ValueError(f"{name} must be at least 1, but got {number}.")
         if num_heads < 1 or d_model % num_heads:
             raise ValueError(f"num_heads must divide d_model = {d_model}, but got {num_heads}.")
-        _check_choice("granularity", granularity, GRANULARITIES)
+        check_choice("granularity", granularity, GRANULARITIES)
         if causal and granularity in ("sequence", "head"):
             raise ValueError(
                 f"granularity={granularity!r} makes one set of weights of the whole sequence, which tells every token "
@@ -150,44 +165,11 @@ class Aggregation(nn.Module):
             AffineVI(torch.eye(num_scales), torch.zeros(num_scales), feasible=self.feasible)
         learned = isinstance(prices, str)
         if learned:
-            _check_choice("prices", prices, ("learned",))
+            check_choice("prices", prices, ("learned",))
         first = torch.full((num_scales,), inverse_softplus(FIRST_PRICE))
         self.register_parameter("raw_prices", nn.Parameter(first) if learned else None)
         self.register_buffer("prices", None if prices is None or learned else _checked_prices(prices, num_scales))
-        self.solver = solver
-        self.gradient = gradient
-        self.solver_options = dict(solver_options or {})
-        self.on_failure = on_failure
-
-    @property
-    def solver(self) -> str:
-        """The flag of the solver; may be assigned at any time."""
-        return self._solver
-
-    @solver.setter
-    def solver(self, name: str) -> None:
-        _check_choice("solver", name, available_solvers())
-        self._solver = name
-
-    @property
-    def gradient(self) -> str:
-        """The flag of the gradient; may be assigned at any time."""
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, name: str) -> None:
-        _check_choice("gradient", name, GRADIENTS)
-        self._gradient = name
-
-    @property
-    def on_failure(self) -> str:
-        """What an answer above its tolerance does; may be assigned at any time."""
-        return self._on_failure
-
-    @on_failure.setter
-    def on_failure(self, name: str) -> None:
-        _check_choice("on_failure", name, ON_FAILURE)
-        self._on_failure = name
+        self.choice = choose(solver, gradient, solver_options or {}, on_failure, self.feasible)
 
     def forward(
         self, Y: Tensor, available: Tensor | None = None, inputs: Tensor | None = None, mask: Tensor | None = None
@@ -202,9 +184,9 @@ class Aggregation(nn.Module):
             mask: (batch, n) bool, True where the token is real; None: all are. Padding is ignored, whatever it holds.
 
         Raises:
-            TypeError: An argument has the wrong type, or the solver does not take one of its options.
-            ValueError: An argument has the wrong shape, the solver does not take the set or the gradient, or the data
-                are faulty everywhere (NaN, or no scale that exists).
+            TypeError: An argument has the wrong type.
+            ValueError: An argument has the wrong shape, or the data are faulty everywhere (NaN, or no scale that
+                exists).
             ConvergenceError: An answer is above its tolerance, with `on_failure="raise"`.
         """
         return self._aggregate(Y, available, inputs, mask)[0]
@@ -218,7 +200,7 @@ class Aggregation(nn.Module):
             Problems of batch shape (batch, n), (batch, n, heads), (batch,) or (batch, heads), by the granularity
             "token", "token_head", "sequence" or "head". Those of padding mean nothing.
         """
-        return self._posed(Y, available, inputs, mask)[0]
+        return self._posed(Y, available, inputs, mask)[0].problem
 
     def with_objective(
         self,
@@ -243,9 +225,9 @@ class Aggregation(nn.Module):
             mask: See there.
             cleared: Whether `Y` is known to be zero where no scale exists and at padding; it is copied otherwise.
         """
-        aggregated, problem, outputs, target = self._aggregate(Y, available, inputs, mask, cleared)
+        aggregated, posed, outputs, target = self._aggregate(Y, available, inputs, mask, cleared)
         with full_precision(outputs.Y):
-            values = self._objective(problem, outputs, target, aggregated.solution.weights)
+            values = self._objective(posed, outputs, target, aggregated.solution.weights)
             if mask is None or self._whole:
                 return aggregated, values.mean()
             real = (mask.unsqueeze(-1) if self._per_head else mask).to(values.dtype).expand_as(values)
@@ -253,18 +235,23 @@ class Aggregation(nn.Module):
 
     def _aggregate(
         self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None, cleared: bool = False
-    ) -> tuple[Aggregated, AffineVI, ScaleOutputs, Tensor | None]:
-        problem, outputs, seen, target = self._posed(Y, available, inputs, mask, cleared)
+    ) -> tuple[Aggregated, Posed, ScaleOutputs, Tensor | None]:
+        posed, outputs, seen, target = self._posed(Y, available, inputs, mask, cleared)
         with full_precision(outputs.Y):
-            # solve says which options its solver does not take.
-            options = cast(dict[str, Any], {"on_failure": self.on_failure, **self.solver_options})
-            solution = solve(problem, solver=self.solver, gradient=self.gradient, **options)
+            by = self.choice
+            solution = solve(
+                posed.problem,
+                solver=by.solver,
+                gradient=by.gradient,
+                on_failure=by.on_failure,  # pyright: ignore[reportArgumentType]
+                **by.options,
+            )
             fused = self._fused(outputs.Y, solution.weights)
-        return Aggregated(fused.to(Y.dtype), solution), problem, seen, target
+        return Aggregated(fused.to(Y.dtype), solution), posed, seen, target
 
     def _posed(
         self, Y: Tensor, available: Tensor | None, inputs: Tensor | None, mask: Tensor | None, cleared: bool = False
-    ) -> tuple[AffineVI, ScaleOutputs, ScaleOutputs, Tensor | None]:
+    ) -> tuple[Posed, ScaleOutputs, ScaleOutputs, Tensor | None]:
         """The problems, the scale outputs that are to be fused, those that the problems see, and the target."""
         checked_outputs(Y)
         batch, n = Y.shape[:2]
@@ -276,7 +263,21 @@ class Aggregation(nn.Module):
         target = self._target(inputs, mask, (batch, n, self.d_model))
         outputs = self._arranged(Y, available, mask, cleared)
         with full_precision(outputs.Y):
-            seen = outputs._replace(Y=of_unit_size(outputs.Y)) if self.normalise else outputs
+            if not self.reads_scales:
+                return self._problem(outputs, target), outputs, outputs, target
+            if self.normalise:
+                seen = outputs._replace(Y=of_unit_size(outputs.Y))
+                return self._problem(seen, target), outputs, seen, target
+            if is_tracing(outputs.Y):  # which cannot ask whether that is needed
+                seen, target = in_common_units(outputs, target, None)
+                return self._problem(seen, target), outputs, seen, target
+            posed = self._problem(outputs, target)
+            strange = is_of_no_common_size(posed.power)
+            if mask is not None and not self._whole:  # padding is zero
+                strange = strange & (mask.unsqueeze(-1) if self._per_head else mask)
+            if not bool(strange.any()):
+                return posed, outputs, outputs, target
+            seen, target = in_common_units(outputs, target, strange)
             return self._problem(seen, target), outputs, seen, target
 
     def extra_repr(self) -> str:
@@ -286,10 +287,10 @@ class Aggregation(nn.Module):
             f"solver={self.solver!r}, gradient={self.gradient!r}"
         )
 
-    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> AffineVI:
+    def _problem(self, outputs: ScaleOutputs, target: Tensor | None) -> Posed:
         raise NotImplementedError
 
-    def _objective(self, problem: AffineVI, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
+    def _objective(self, posed: Posed, outputs: ScaleOutputs, target: Tensor | None, weights: Tensor) -> Tensor:
         """The objective of each problem, relative to the size of its data; of the problem that was made of them."""
         raise NotImplementedError
 
@@ -354,7 +355,7 @@ class Aggregation(nn.Module):
 
     def _fused(self, Y: Tensor, weights: Tensor) -> Tensor:
         """`Σ_l w_l y_l`, (batch, n, d_model)."""
-        if torch.is_grad_enabled() and "implicit" not in getattr(registered(self.solver), "gradients", ()):
+        if torch.is_grad_enabled() and not self.choice.implicit:
             # Its answer may not depend on all of the problem, or not say how. What does not enter these weights gets a
             # zero gradient rather than none, which DDP would wait for.
             weights = weights + 0.0 * sum(parameter.sum() for parameter in self.parameters())
@@ -369,11 +370,6 @@ class Aggregation(nn.Module):
 def fusions_of(model: nn.Module) -> list[Aggregation]:
     """Every aggregation in a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Aggregation)]
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def _checked_prices(prices: Tensor | Sequence[float], num_scales: int) -> Tensor:

@@ -220,7 +220,7 @@ def _is_smooth(problem: AffineVI, direction: Tensor) -> Tensor:
         solve(replace(problem, q=problem.q + shift), on_failure="ignore").weights for shift in (reach, 0.0, -reach)
     )
     bend = (ahead - 2 * here + behind).abs().amax(-1)
-    return bend <= 1e-3 * (ahead - behind).abs().amax(-1) + 1e-12
+    return bend <= 1e-3 * (ahead - behind).abs().amax(-1) + 1e-12 * here.abs().amax(-1)
 
 
 def _certificates(answer: _Answer, problem: AffineVI) -> dict[str, float | int]:

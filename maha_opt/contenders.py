@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from solvers import FeasibleSet
 from solvers.registry import Solver, make_solver, solver_options
 
-Option = int | float | str
+Option = int | float | str | bool | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """Reads ``flag`` or ``flag:option=value:…``, as `label` writes it.
+        """Reads ``flag`` or ``flag:option=value:…``, as `spelling` writes it.
 
         Raises:
             ValueError: If there is no such solver, or it does not take one of the options.
@@ -64,6 +64,13 @@ class Contender:
         if self.gradient == "implicit" or (self.gradient == "unrolled" and self.steps):
             return self.method
         return f"{self.method}:gradient={self.gradient}"
+
+    @property
+    def spelling(self) -> str:
+        """All of it, as `parse` reads it."""
+        words = [f"{name}={value}" for name, value in self.options]
+        gradient = [] if self.gradient == "implicit" else [f"gradient={self.gradient}"]
+        return ":".join([self.solver, *words, *gradient])
 
     @property
     def steps(self) -> int | None:
@@ -120,4 +127,4 @@ def _value(text: str) -> Option:
         return int(text)
     with suppress(ValueError):
         return float(text)
-    return text
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)

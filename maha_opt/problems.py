@@ -9,7 +9,10 @@ Scale outputs `Y` have rows `y_l ∈ R^d`, one for each scale, and `G = YYᵀ/d`
 
 Ridge and prices are relative to the mean square of the scale outputs, `p = trace(G)/(number of scales that exist)`:
 `ρ = ridge · p` and `λ_l = prices_l · p`. So `Y` and `t` times a constant give the same weights, and the conditioning is
-the same for data of every size.
+the same for data of every size. Where all outputs are zero there is no such unit, and `p` is 1: the ridge decides.
+
+`M` and `q` are squares of the data, and have to be numbers of the type: in float32 that holds for outputs from 1e-16 to
+1e18. The aggregation modules pose problems of other sizes in other units, see `maha_opt.aggregation_base.Aggregation`.
 
 Source: the objective of the published MAHA layer is `target="consensus"`; the rest is our own derivation.
 
@@ -19,6 +22,7 @@ Everything is computed in at least float32, also under autocast, and is differen
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,13 +40,22 @@ from maha_opt.scale_outputs import (
 from maha_opt.sets import restrict
 from solvers import AffineVI, Box, FeasibleSet, Simplex
 
-__all__ = ["SMALLEST_POWER", "convex_problem", "gram", "nash_problem"]
-
-SMALLEST_POWER = 1e-12
-"""Least mean square `p` that ridge and prices are taken of: below it the data count as zero, like padding."""
+__all__ = ["convex_problem", "gram", "nash_problem"]
 
 SIMPLEX = Simplex()
 UNIT_BOX = Box(0.0, 1.0)
+
+
+class Posed(NamedTuple):
+    """Problems, and what they are relative to.
+
+    Attributes:
+        problem: The problems, of shape (...).
+        power: (...), the mean square `p` of the scale outputs that exist.
+    """
+
+    problem: AffineVI
+    power: Tensor
 
 
 def convex_problem(
@@ -89,7 +102,7 @@ def convex_problem(
         ValueError: An argument has the wrong shape or value; the message names it.
     """
     outputs = real_part(Y, available, tokens)
-    return convex_from(outputs, target, ridge=ridge, prior=prior, prices=prices, feasible=feasible)
+    return convex_from(outputs, target, ridge=ridge, prior=prior, prices=prices, feasible=feasible).problem
 
 
 def convex_from(
@@ -100,7 +113,7 @@ def convex_from(
     prior: Tensor | None = None,
     prices: Tensor | float,
     feasible: FeasibleSet,
-) -> AffineVI:
+) -> Posed:
     """`convex_problem` of scale outputs that have been checked and cleared."""
     _check_ridge(ridge)
     Y, available, tokens = outputs
@@ -119,14 +132,16 @@ def convex_from(
         else:
             check_shape("prior", prior, scores.shape)
         power = _power(G, count)
-        rho = ridge * power
-        return AffineVI(
+        unit = _nonzero(power)
+        rho = ridge * unit
+        problem = AffineVI(
             M=_plus_diagonal(G, rho),
             q=-scores - rho * prior.to(Y.dtype),
             feasible=restrict(feasible, available, Y.dtype),
-            l1=_l1(prices, power),
+            l1=_l1(prices, unit),
             symmetric=True,
         )
+        return Posed(problem, power.squeeze(-1))
 
 
 def nash_problem(
@@ -170,7 +185,7 @@ def nash_problem(
         ValueError: An argument has the wrong shape or value; the message names it.
     """
     outputs = real_part(Y, available, tokens)
-    return nash_from(outputs, coupling, ridge=ridge, prices=prices, feasible=feasible, symmetric=symmetric)
+    return nash_from(outputs, coupling, ridge=ridge, prices=prices, feasible=feasible, symmetric=symmetric).problem
 
 
 def nash_from(
@@ -181,7 +196,7 @@ def nash_from(
     prices: Tensor | float,
     feasible: FeasibleSet,
     symmetric: bool | None = None,
-) -> AffineVI:
+) -> Posed:
     """`nash_problem` of scale outputs that have been checked and cleared."""
     _check_ridge(ridge)
     Y, available, tokens = outputs
@@ -192,13 +207,15 @@ def nash_from(
             check_shape("coupling", coupling, G.shape)
             M = G + coupling.to(G.dtype) * G
         power = _power(G, _count(Y, available))
-        return AffineVI(
-            M=_plus_diagonal(M, ridge * power),
+        unit = _nonzero(power)
+        problem = AffineVI(
+            M=_plus_diagonal(M, ridge * unit),
             q=-G.diagonal(dim1=-2, dim2=-1),
             feasible=restrict(feasible, available, Y.dtype),
-            l1=_l1(prices, power),
+            l1=_l1(prices, unit),
             symmetric=True if coupling is None else symmetric,
         )
+        return Posed(problem, power.squeeze(-1))
 
 
 def consensus(outputs: ScaleOutputs) -> Tensor:
@@ -210,7 +227,7 @@ def consensus(outputs: ScaleOutputs) -> Tensor:
 
 
 def convex_objective(
-    problem: AffineVI, outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float
+    posed: Posed, outputs: ScaleOutputs, target: Tensor | str, weights: Tensor, *, ridge: float
 ) -> Tensor:
     """What `convex_from` minimises, at any weights (..., L), with equal weights as the prior: (...).
 
@@ -218,28 +235,29 @@ def convex_objective(
     problem it is `½wᵀMw + qᵀw + Σ λ_l|w_l| + ½ρ/(number of scales) + ½‖t‖²/d`: the outputs are not read again.
 
     Args:
-        problem: what `convex_from` made of the next two.
+        posed: what `convex_from` made of the next two.
         outputs: as it got them.
         target: likewise.
         weights: zero where a scale does not exist.
         ridge: as it got it.
     """
     Y, available, tokens = outputs
+    problem, power = posed
     with full_precision(Y):
         count = _count(Y, available).squeeze(-1)
-        power = _power_of(problem, ridge, count)
-        rho = ridge * power
+        rho = ridge * _nonzero(power)
         if isinstance(target, Tensor):
             size = token_mean(_real_target(Y, target, tokens).square().mean(-1), tokens, trailing=0)
         else:
-            size = (problem.M.sum((-2, -1)) - problem.size * rho) / count.square()
+            size = torch.where(power == 0, 0.0, (problem.M.sum((-2, -1)) - problem.size * rho) / count.square())
         products = (problem.M * weights.unsqueeze(-2)).sum(-1)
-        value = (weights * (0.5 * products + problem.q)).sum(-1) + _priced(weights, problem)
-        return (value + 0.5 * (rho / count + size)) / (power + size)
+        value = (weights * (0.5 * products + problem.q)).sum(-1) + _priced(weights, problem) + 0.5 * rho / count
+        value = torch.where(power == 0, 0.0, value)  # there ridge and prices have no unit in common with the target
+        return (value + 0.5 * size) / _nonzero(power + size)
 
 
 def nash_objective(
-    problem: AffineVI, outputs: ScaleOutputs, coupling: Tensor | None, weights: Tensor, *, ridge: float
+    posed: Posed, outputs: ScaleOutputs, coupling: Tensor | None, weights: Tensor, *, ridge: float
 ) -> Tensor:
     """What the players of `nash_from` pay, on average, at any weights (..., L): (...). In units of `p`.
 
@@ -247,15 +265,16 @@ def nash_objective(
     problem is `G + ρI`: the outputs are not read again.
 
     Args:
-        problem: what `nash_from` made of the next two.
+        posed: what `nash_from` made of the next two.
         outputs: as it got them.
         coupling: likewise.
         weights: zero where a scale does not exist.
         ridge: as it got it.
     """
+    problem = posed.problem
     with full_precision(outputs.Y):
         count = _count(outputs.Y, outputs.available).squeeze(-1)
-        power = _power_of(problem, ridge, count)
+        power = _nonzero(posed.power)
         G = _plus_diagonal(0.5 * (problem.M + problem.M.mT), -ridge * power.unsqueeze(-1))
         shares = weights.unsqueeze(-2).expand(*weights.shape, weights.shape[-1])
         if coupling is not None:
@@ -269,12 +288,6 @@ def nash_objective(
 def _priced(weights: Tensor, problem: AffineVI) -> Tensor | float:
     """`Σ_l λ_l|w_l|`."""
     return (problem.l1 * weights.abs()).sum(-1) if isinstance(problem.l1, Tensor) else 0.0
-
-
-def _power_of(problem: AffineVI, ridge: float, count: Tensor) -> Tensor:
-    """`p` of a problem, (...), from the trace of its `M`, that of `G + ridge·p·I`, with `trace(G) = count·p`."""
-    trace = problem.M.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (trace / (count + ridge * problem.size)).clamp(min=SMALLEST_POWER)
 
 
 def _real_target(Y: Tensor, target: Tensor, tokens: Tensor | None) -> Tensor:
@@ -293,7 +306,12 @@ def _count(Y: Tensor, available: Tensor | None) -> Tensor:
 
 def _power(G: Tensor, count: Tensor) -> Tensor:
     """Mean square of the scale outputs that exist, (..., 1): the unit of ridge and prices."""
-    return (G.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / count).clamp(min=SMALLEST_POWER)
+    return G.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) / count
+
+
+def _nonzero(size: Tensor) -> Tensor:
+    """The same with 1 for 0, which has no size to be relative to."""
+    return torch.where(size == 0, 1.0, size)
 
 
 def _check_ridge(ridge: float) -> None:

@@ -1,4 +1,7 @@
-"""The folder of a run: cells go to a CSV file one by one, and a JSON file says what the run was and how it ended."""
+"""The folder of a run, which one process at a time writes to; and what comparisons write to it.
+
+Cells of a comparison go to a CSV file one by one, and a JSON file says what it was and how it ended.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from maha_opt.cells import Cell
 
@@ -24,6 +30,12 @@ CSV, JSON, PICTURE = "results.csv", "results.json", "accuracy.png"
 
 ERRORS, RATES, CONVERGENCE = "errors.parquet", "rates.parquet", "convergence.json"
 """Files of ``maha-opt convergence``, besides its picture."""
+
+LOCK = ".lock"
+"""File by which a process holds a folder. The lock ends with its process: a file that a kill has left holds nothing."""
+
+PATIENCE = 1.0
+"""Seconds to wait for a folder whose writer may be about to end."""
 
 PACKAGES = ("maha-opt", "torch", "numpy", "scipy", "pandas", "pyarrow", "cvxpy", "cvxpylayers", "diffcp", "scs")
 COLUMNS = tuple(column.name for column in fields(Cell) if column.name != "traceback")
@@ -88,9 +100,73 @@ class RunFolder:
             csv.writer(file).writerow(row)
 
 
-def default_folder(name: str) -> Path:
-    """Where a run goes that names no folder: runs/NAME-DATE-TIME."""
-    return Path("runs") / f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+def new_folder(name: str) -> Path:
+    """Makes a folder for a run that names none: runs/NAME-DATE-TIME, with a number behind it if there is one already.
+
+    No two runs get the same, whenever and wherever they start.
+
+    Raises:
+        FolderError: If it cannot be made.
+    """
+    stem = f"{name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    for number in count(1):
+        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise FolderError(f"Cannot write to {path}: {error.strerror or error}.") from error
+        return path
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Holds a folder, made if it is missing, against other writers; a process that has ended holds none.
+
+    Raises:
+        FolderError: If another process, or another run of this one, writes to it, or it cannot be made.
+    """
+    lock = FileLock(path / LOCK, timeout=PATIENCE, thread_local=False)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise FolderError(f"Another run is writing to {path}: wait for its end, or name another folder.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: this thread holds it already
+        raise FolderError(f"Cannot write to {path}: {error}.") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held; who waits for it looks whether the file is still there
+            (path / LOCK).unlink()
+        lock.release()
+
+
+@contextmanager
+def folder_for(name: str, output: Path | None) -> Iterator[Path]:
+    """The folder of a run, held until it ends: the one that was named, or a new one for the name of the command.
+
+    A new one in which nothing was written is removed.
+
+    Raises:
+        FolderError: As `new_folder` and `sole_writer`.
+    """
+    path = new_folder(name) if output is None else output
+    try:
+        with sole_writer(path):
+            yield path
+    finally:
+        if output is None:
+            remove_if_empty(path)
+
+
+def remove_if_empty(path: Path) -> None:
+    """Removes a folder that `new_folder` has made if there is nothing in it, and `runs` likewise."""
+    with suppress(OSError):
+        path.rmdir()
+        path.parent.rmdir()
 
 
 def claim(path: Path, files: Iterable[str]) -> None:

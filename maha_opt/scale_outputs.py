@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
-SMALLEST_SQUARE = 1e-12
-"""Mean square of a scale output below which it counts as zero."""
 
 
 def gram(Y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -40,8 +38,64 @@ def gram(Y: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def of_unit_size(Y: Tensor) -> Tensor:
-    """Scale outputs (..., d) divided by their root mean square; those that are zero, or nearly, stay so."""
-    return Y * (Y.square().mean(-1, keepdim=True) + SMALLEST_SQUARE).rsqrt()
+    """Scale outputs (..., d) divided by their root mean square of any size; zero stays zero, with a zero gradient."""
+    Y = Y * power_of_two(Y, (-1,))  # so that no square leaves the range of the type
+    square = Y.square().mean(-1, keepdim=True)
+    there = square > 0
+    return Y * torch.where(there, torch.where(there, square, 1.0).rsqrt(), 0.0)
+
+
+def power_of_two(Y: Tensor, over: tuple[int, ...], within: int = 0) -> Tensor:
+    """Powers of two that bring `max |Y|`, over some dimensions that are kept, into `[2^(−within−1), 2^within)`.
+
+    1 where it lies there already, is zero or not finite. Without a gradient; a product with them does not round.
+    """
+    if not Y.numel():
+        return Y.new_ones([1 if dim - Y.ndim in over else size for dim, size in enumerate(Y.shape)])
+    with torch.no_grad():
+        largest = torch.maximum(Y.amax(over, keepdim=True), -Y.amin(over, keepdim=True))  # ten times as fast as a norm
+        exponent = torch.frexp(largest).exponent
+        most = exponent_range(Y.dtype) - 3  # the power itself has to be a normal number
+        shift = (exponent.clamp(-within, within) - exponent).clamp(-most, most)
+        unit = torch.ldexp(torch.ones_like(largest), shift)
+        return torch.where((largest > 0) & largest.isfinite(), unit, 1.0)
+
+
+def exponent_range(dtype: torch.dtype) -> int:
+    """The `e` up to which `2^e` and `2^−e` are numbers of a floating point type, but for one or two."""
+    return round(math.log2(torch.finfo(dtype).max))
+
+
+def is_of_no_common_size(power: Tensor) -> Tensor:
+    """Whether a mean square of scale outputs is zero, or so small or large that its square may leave the range."""
+    limit = 2.0 ** (2 * _common(power.dtype))
+    return ~((power >= 1 / limit) & (power <= limit))
+
+
+def in_common_units(
+    outputs: ScaleOutputs, target: Tensor | None, where: Tensor | None
+) -> tuple[ScaleOutputs, Tensor | None]:
+    """Scale outputs and target of each problem times a power of two, so that products of four are in the type's range.
+
+    Ridge and prices are relative, so that the weights of a problem are the same in all units, and its derivatives are
+    those in the units that were given.
+
+    Args:
+        outputs: As `real_part` returns them.
+        target: (..., d), or (..., n, d) with tokens; None: there is none.
+        where: (...) bool, which problems are to change; None: all whose outputs are of no common size.
+    """
+    over = (-2, -1) if outputs.tokens is None else (-3, -2, -1)
+    unit = power_of_two(outputs.Y, over, _common(outputs.Y.dtype))
+    if where is not None:
+        unit = torch.where(where.reshape(unit.shape), unit, 1.0)
+    scaled = None if target is None else target.to(outputs.Y.dtype) * unit[..., 0]
+    return outputs._replace(Y=outputs.Y * unit), scaled
+
+
+def _common(dtype: torch.dtype) -> int:
+    """Binary exponent up to which sizes are common: an eighth of the type's range."""
+    return exponent_range(dtype) // 8
 
 
 class ScaleOutputs(NamedTuple):

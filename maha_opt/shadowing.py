@@ -10,25 +10,22 @@ OURS = {"solvers": "standard_form.py", "models": "decomposition.py"}
 """Packages that come with this one, each with a file by which it is known wherever it is installed."""
 
 
-def require_our_packages() -> None:
-    """Checks that `solvers` and `models`, as python finds them here, are ours; imports neither.
+def require_ours(package: str) -> None:
+    """Checks that `solvers` or `models`, as python finds it here, is ours; does not import it.
 
     Raises:
-        ImportError: One of them is not, or is missing. The message names the folder that is in the way.
+        ImportError: It is not, or is missing. The message names the folder that is in the way.
     """
-    for package, known_by in OURS.items():
-        found = _folder(package)
-        here = Path(__file__).parent
-        if found is None:
-            raise ImportError(
-                f"maha_opt needs the package {package!r} that is installed with it, and python finds none."
-            )
-        if found.parent.resolve() != here.parent.resolve() and not (found / known_by).is_file():
-            raise ImportError(
-                f"maha_opt needs its own package {package!r}, but python finds {found} under that name. "
-                f"Rename that folder or file, or start python where it is not on the path ({found.parent} is, perhaps "
-                "because it is the current directory or in PYTHONPATH)."
-            )
+    found = _folder(package)
+    here = Path(__file__).parent
+    if found is None:
+        raise ImportError(f"maha_opt needs the package {package!r} that is installed with it, and python finds none.")
+    if found.parent.resolve() != here.parent.resolve() and not (found / OURS[package]).is_file():
+        raise ImportError(
+            f"maha_opt needs its own package {package!r}, but python finds {found} under that name. "
+            f"Rename that folder or file, or start python where it is not on the path ({found.parent} is, perhaps "
+            "because it is the current directory or in PYTHONPATH)."
+        )
 
 
 def _folder(package: str) -> Path | None:

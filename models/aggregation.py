@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maha_opt.aggregation import ConvexAggregation, GateAggregation, NashAggregation
 from maha_opt.aggregation_base import AggregationOptions
+from maha_opt.switching import HasFusions
 from models.upsampling import upsample
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class FusionOptions(AggregationOptions, total=False):
     target: Literal["linear", "residual", "consensus"]
 
 
-class OptimizationDrivenAggregation(nn.Module):
+class OptimizationDrivenAggregation(HasFusions, nn.Module):
     """Fuses what the scales say with the weights that solve a convex program or a game between them.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maha_opt.switching import HasFusions
 from models.columns import as_mask
 from models.generation import GenerationOptions, evaluating, generate
 from models.heads import ClassificationHead, MaskedLanguageHead, classification_loss, token_loss
@@ -35,7 +36,7 @@ class TaskOutput(NamedTuple):
     aux_loss: Tensor
 
 
-class MaskedLanguageModel(nn.Module):
+class MaskedLanguageModel(HasFusions, nn.Module):
     """Guesses tokens that were hidden, as BERT does.
 
     Args:
@@ -73,7 +74,7 @@ class MaskedLanguageModel(nn.Module):
         return TaskOutput(loss, logits, aux_loss)
 
 
-class SequenceClassifier(nn.Module):
+class SequenceClassifier(HasFusions, nn.Module):
     """Classes of whole sequences, or a number for each.
 
     Args:
@@ -111,7 +112,7 @@ class SequenceClassifier(nn.Module):
         return TaskOutput(loss, logits, aux_loss)
 
 
-class CausalLanguageModel(nn.Module):
+class CausalLanguageModel(HasFusions, nn.Module):
     """Guesses the next token, and so continues a text.
 
     Args:
@@ -166,7 +167,7 @@ class CausalLanguageModel(nn.Module):
         return generate(self, input_ids, attention_mask, **options)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(HasFusions, nn.Module):
     """From one sequence to another, as in translation.
 
     Args:

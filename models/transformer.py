@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maha_opt.aggregation import ZeroLinear
-from maha_opt.aggregation_base import fusions_of
+from maha_opt.switching import HasFusions
 from models.aggregation import Strategy
 from models.block import BlockOptions, BlockState, MAHABlock
 from models.columns import as_mask, real_columns
@@ -49,7 +49,7 @@ class TransformerState:
         return _map_tensors(self, function)
 
 
-class MAHATransformer(nn.Module):
+class MAHATransformer(HasFusions, nn.Module):
     """A stack of MAHA blocks: an encoder, or where causal a decoder.
 
     Args:
@@ -250,26 +250,6 @@ class MAHATransformer(nn.Module):
         if layers is not None:
             layers.append(h)
         return h
-
-    def set_solver(
-        self, solver: str, gradient: str | None = None, *, on_failure: str | None = None, **options: object
-    ) -> None:
-        """Solves all fusions by another solver from now on. No solver owns a parameter: nothing else changes.
-
-        Args:
-            solver: one of `solvers.available_solvers`.
-            gradient: "implicit", "unrolled" or "one_step"; None: as before.
-            on_failure: "raise", "warn" or "ignore"; None: as before.
-            options: of the solver, such as `unroll=20`; those of the former are dropped.
-
-        Raises:
-            ValueError: there is no such flag.
-        """
-        for fusion in fusions_of(self):
-            fusion.solver = solver
-            fusion.gradient = fusion.gradient if gradient is None else gradient
-            fusion.on_failure = fusion.on_failure if on_failure is None else on_failure
-            fusion.solver_options = dict(options)
 
     def _blocks(self) -> Iterator[MAHABlock]:
         yield from self.layers  # pyright: ignore[reportReturnType]

@@ -220,8 +220,8 @@ def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
 def _proximal_point(problem: StandardForm, start: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
     """``w ← solution with (M + ρI, q − ρw)``, which converges to a solution of a monotone problem if there is one.
 
-    In units in which weights are about 1, ``ρ`` falls from a tenth of the largest slope: a step in which the set and not
-    ``M`` decides then goes as far as the set does and no further, where rounding would lose what is small.
+    In units in which weights are about 1, ``ρ`` falls from a tenth of the largest slope: where the set decides and not
+    ``M``, a step then goes as far as the set does and no further, where rounding would lose what is small.
     """
     largest, slope = problem.M.abs().amax((0, 1)), problem.q.abs().amax(0)
     least = PROXIMAL_LEAST * torch.where(largest > 0, largest, slope)

@@ -61,6 +61,7 @@ DATA, MODEL, TRAINING = "Data", "Model", "Training"
 
 @app.command()
 def train(
+    ctx: typer.Context,
     task: Annotated[
         TaskName, typer.Option(help="Guess the next token, hidden tokens, the class of a text, or its translation.")
     ] = TaskName.language,
@@ -192,6 +193,7 @@ def train(
     console, errors = Console(), Console(stderr=True)
     with words_for_errors(errors, extra="train"):
         from maha_opt.commands import train as command
+        from models.training.arguments import read_arguments
         from models.training.settings import Settings
 
         if resume is not None:
@@ -209,6 +211,9 @@ def train(
             "d_ff": d_ff,
             "dropout": dropout,
         }
+        given = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+        others = command.assignments(option or [], "--option")
+        command.refuse_unused(model.value, given, others)
         if prices is not None:
             options["prices"] = prices if prices == "learned" else command.prices(prices)
         if solver is not None:
@@ -218,7 +223,7 @@ def train(
         settings = Settings(
             task=task.value,
             model=model.value,
-            options=options | command.assignments(option or [], "--option"),
+            options=options | others,
             context=context,
             window=window,
             levels=levels,
@@ -241,7 +246,7 @@ def train(
             seed=seed,
             precision=precision.value,
             device=device,
-            trainer=command.assignments(trainer or [], "--trainer"),
+            trainer=read_arguments(trainer or [], "--trainer"),
         )
         raise typer.Exit(command.run(settings, output, console, errors))
 

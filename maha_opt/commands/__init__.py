@@ -2,3 +2,7 @@
 
 The command line is the only part of this package that may import `models`.
 """
+
+from maha_opt.shadowing import require_ours
+
+require_ours("models")

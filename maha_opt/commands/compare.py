@@ -19,7 +19,7 @@ from maha_opt.commands.options import FAILED, parse_device, parse_solvers, parse
 from maha_opt.compare import REFERENCE, compare
 from maha_opt.contenders import Contender, expand
 from maha_opt.interrupts import INTERRUPTED
-from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, default_folder, machine
+from maha_opt.run_folder import CSV, JSON, PICTURE, RunFolder, folder_for, machine
 from maha_opt.summary import rates, summarise
 from maha_opt.text import novel, read_text
 from models.text_problems import Recipe, batches, check_length
@@ -72,12 +72,13 @@ def run(request: Request, console: Console, errors: Console) -> int:
         "output": None,  # where a run was written says nothing about it
         "contenders": list(dict.fromkeys(_name(contender) for contender in (REFERENCE, *contenders))),
     }
-    folder = RunFolder(request.output or default_folder("compare"), settings, machine(device))
-    code, message = _measure(folder, problems, list(kinds), contenders, request, errors)
-    _print(folder, kinds, request, console)
-    written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"
-    console.print(f"{message}\nWritten to {written}", highlight=False)
-    return code
+    with folder_for("compare", request.output) as path:
+        folder = RunFolder(path, settings, machine(device))
+        code, message = _measure(folder, problems, list(kinds), contenders, request, errors)
+        _print(folder, kinds, request, console)
+        written = f"{escape(str(folder.path))}: {CSV}, {JSON}{_picture(folder, errors)}"
+        console.print(f"{message}\nWritten to {written}", highlight=False)
+        return code
 
 
 def _sources(request: Request, text: bytes, device: torch.device) -> tuple[dict[str, str], Iterator[Batch]]:

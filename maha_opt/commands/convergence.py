@@ -22,7 +22,7 @@ from rich.table import Table
 from maha_opt.commands.options import parse_list
 from maha_opt.plots import save_convergence
 from maha_opt.run_folder import CONVERGENCE as JSON
-from maha_opt.run_folder import ERRORS, RATES, claim, default_folder, machine, revision, versions, write_json
+from maha_opt.run_folder import ERRORS, RATES, claim, folder_for, machine, revision, versions, write_json
 from maha_opt.text import novel, read_text
 from maha_opt.validation import Convergence, Difficulty, convergence, grid
 from maha_opt.validation.convergence import SOLVERS
@@ -60,11 +60,11 @@ def run(request: Request, console: Console, errors: Console) -> int:
     torch.set_num_threads(1)  # the problems are small: more threads would only wait for each other
     text = novel() if request.text is None else read_text(request.text)
     problems = sources(request, text)
-    folder = request.output or default_folder("convergence")
-    claim(folder, (ERRORS, RATES, JSON, PICTURE))
     solvers = SOLVERS if request.solvers.strip() == "all" else [word for word in request.solvers.split(",") if word]
-    began = time.perf_counter()
-    with errors.status(f"{len(problems)} kinds of problems, {request.seeds} seeds, {request.iterations} iterations"):
+    about = f"{len(problems)} kinds of problems, {request.seeds} seeds, {request.iterations} iterations"
+    with folder_for("convergence", request.output) as folder, errors.status(about):
+        claim(folder, (ERRORS, RATES, JSON, PICTURE))
+        began = time.perf_counter()
         found = convergence(problems, solvers, request.seeds, iterations=request.iterations)
         seconds = round(time.perf_counter() - began, 1)
         write(folder, found, request, problems, seconds)

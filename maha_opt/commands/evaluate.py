@@ -23,6 +23,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 
 from maha_opt.aggregation_base import fusions_of
 from maha_opt.contenders import Contender
+from maha_opt.run_folder import sole_writer
 from maha_opt.text import read_text
 from models.training.evaluation import Guesses, bleu_and_chrf, guess, scores, solved_by, translate
 from models.training.loading import Loaded, load
@@ -82,7 +83,7 @@ def run(request: Request, console: Console, errors: Console) -> int:
     if contenders and not fusions:
         raise ValueError(f"{request.run} holds a model without a fusion: there is nothing for --solver to solve.")
     about, measure = _judge(request, loaded)
-    own = _label(fusions[0].solver, fusions[0].solver_options) if fusions else "no fusion"
+    own = _label(str(fusions[0].solver), fusions[0].solver_options) if fusions else "no fusion"
     outcomes = []
     for contender in [None, *contenders]:
         solver = own if contender is None else _label(contender.solver, dict(contender.options))
@@ -232,22 +233,22 @@ def table(outcomes: list[Outcome]) -> Table:
 
 def write(folder: Path, request: Request, about: str, outcomes: list[Outcome]) -> None:
     """Writes what was measured as CSV and JSON, and of a language model the loss by position."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"solver": outcome.solver, **outcome.values} for outcome in outcomes]
-    with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    settings = {name: str(value) for name, value in asdict(request).items() if name != "output"}
-    content = {"about": about, "settings": settings, "outcomes": rows}
-    (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if outcomes[0].guesses is not None:
-        losses = [outcome.guesses.losses.mean(0) for outcome in outcomes if outcome.guesses is not None]
-        with (folder / POSITIONS).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["position", *(outcome.solver for outcome in outcomes)])
-            for position, values in enumerate(torch.stack(losses, 1).tolist(), start=1):
-                writer.writerow([position, *values])
+    with sole_writer(folder):
+        rows = [{"solver": outcome.solver, **outcome.values} for outcome in outcomes]
+        with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        settings = {name: str(value) for name, value in asdict(request).items() if name != "output"}
+        content = {"about": about, "settings": settings, "outcomes": rows}
+        (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if outcomes[0].guesses is not None:
+            losses = [outcome.guesses.losses.mean(0) for outcome in outcomes if outcome.guesses is not None]
+            with (folder / POSITIONS).open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["position", *(outcome.solver for outcome in outcomes)])
+                for position, values in enumerate(torch.stack(losses, 1).tolist(), start=1):
+                    writer.writerow([position, *values])
 
 
 def _label(solver: str, options: Mapping[str, object]) -> str:

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from maha_opt.run_folder import sole_writer
 from models.block import MAHABlock
 from models.cost import Cost, MixerShape, full_attention_cost, maha_cost
 
@@ -360,15 +361,15 @@ def caption(rows: list[Row], operations: int) -> str:
 
 def write(folder: Path, rows: list[Row], request: Request, operations: int) -> None:
     """Writes the rows as CSV and, with the settings, as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    records = [asdict(row) for row in rows]
-    with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]))
-        writer.writeheader()
-        writer.writerows(records)
-    settings = {**asdict(request), "output": None, "large": LARGE._asdict()}
-    content = {"settings": settings, "torch": torch.__version__, "solver_operations": operations, "rows": records}
-    (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with sole_writer(folder):
+        records = [asdict(row) for row in rows]
+        with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+        settings = {**asdict(request), "output": None, "large": LARGE._asdict()}
+        content = {"settings": settings, "torch": torch.__version__, "solver_operations": operations, "rows": records}
+        (folder / JSON).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from maha_opt.contenders import Contender
+from maha_opt.run_folder import sole_writer
 from maha_opt.text import novel, read_text
 from models.inspection import BlockRecord, inspect_transformer
 from models.training.loading import load, transformer_of
@@ -91,10 +92,10 @@ def run(request: Request, console: Console, errors: Console) -> int:
     records = inspect_transformer(transformer, ids[None])
     inspected = Inspected(ids, token_texts(tokenizer, ids.tolist()), [records[block - 1] for block in blocks], blocks)
     output = request.run / "inspect" if request.output is None else request.output
-    output.mkdir(parents=True, exist_ok=True)
-    _write_csv(inspected, output / CSV)
-    _print(inspected, transformer, console)
-    written = ", ".join([CSV, *_draw(inspected, output, errors)])
+    with sole_writer(output):
+        _write_csv(inspected, output / CSV)
+        _print(inspected, transformer, console)
+        written = ", ".join([CSV, *_draw(inspected, output, errors)])
     console.print(f"Written to {escape(str(output))}: {written}", highlight=False)
     return 0
 

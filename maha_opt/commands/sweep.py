@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from maha_opt import report
 from maha_opt.commands.options import FAILED, parse_list, parse_solvers, parse_steps
 from maha_opt.interrupts import INTERRUPTED
-from maha_opt.run_folder import default_folder
+from maha_opt.run_folder import new_folder, remove_if_empty
 from maha_opt.summary import summarise
 from maha_opt.validation import grid, sweep
 from maha_opt.validation.comparison import as_cells
@@ -63,7 +63,9 @@ def run(request: Request, console: Console, errors: Console) -> int:
         price=parse_list("--price", request.price, float),
         problems=[request.problems],
     )
-    folder = request.output or default_folder("sweep")
+    solvers = [contender.spelling for contender in parse_solvers(request.solvers)]
+    gradients, steps = parse_list("--gradients", request.gradients, str), [*parse_steps(request.steps), None]
+    folder = request.output or new_folder("sweep")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=errors, transient=True) as bar:
@@ -71,10 +73,10 @@ def run(request: Request, console: Console, errors: Console) -> int:
             table = sweep(
                 folder,
                 problems,
-                [contender.label for contender in parse_solvers(request.solvers)],
-                parse_list("--gradients", request.gradients, str),
+                solvers,
+                gradients,
                 request.seeds,
-                steps=[*parse_steps(request.steps), None],
+                steps=steps,
                 covered=request.reference,
                 max_iter=request.max_iter,
                 engine=request.engine,
@@ -86,6 +88,9 @@ def run(request: Request, console: Console, errors: Console) -> int:
         again = f"the same command with --output {folder} goes on"
         errors.print(f"Interrupted after {done} cells; {again}.", highlight=False, soft_wrap=True, markup=False)
         return INTERRUPTED
+    finally:
+        if request.output is None:
+            remove_if_empty(folder)
     rows = summarise({**cell, "kind": "all"} for cell in as_cells(table))
     seeds = f"{request.seeds} seed{'' if request.seeds == 1 else 's'}"
     about = f"{len(problems)} settings together: {seeds}"

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 from rich.console import Console
 from rich.markup import escape
+from torch.distributed.rendezvous import rendezvous
 
 from maha_opt.contenders import Contender
-from maha_opt.run_folder import default_folder
+from maha_opt.run_folder import new_folder, remove_if_empty
 from models.training.curves import CURVE_FILE, curve
 from models.training.evaluation import bits_per_byte
+from models.training.presets import OF_SCALES, TREE_NAMES
 from models.training.runs import Finished, resume, train
 from models.training.settings import Settings
 
 PICTURE = "curve.png"
+
+OF_FUSION = ("strategy", "solver", "gradient", "granularity", "prices", "scales", "ratio", "queries", "projections")
+"""Options of the command that mean something only where there are several scales."""
 
 
 def run(settings: Settings | None, folder: Path | None, console: Console, errors: Console) -> int:
@@ -45,10 +51,26 @@ def run(settings: Settings | None, folder: Path | None, console: Console, errors
         assert folder is not None
         finished = resume(folder, say=say, bar=bar)
     else:
-        finished = train(settings, folder or default_folder(settings.model), say=say, bar=bar)
+        place = _new_folder(settings.model) if folder is None else folder
+        try:
+            finished = train(settings, place, say=say, bar=bar)
+        finally:
+            if folder is None:
+                remove_if_empty(place)
     if finished.main:
         console.print("\n".join(_words(finished, errors)), highlight=False)
     return 0
+
+
+def _new_folder(name: str) -> Path:
+    """A folder of its own for a run; of the processes of a launcher the first makes it, and tells the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return new_folder(name)
+    store, rank, _ = next(rendezvous("env://"))
+    key = f"maha-opt/folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if rank == 0:
+        store.set(key, str(new_folder(name)))
+    return Path(store.get(key).decode())
 
 
 def _words(finished: Finished, errors: Console) -> list[str]:
@@ -95,8 +117,29 @@ def assignments(words: Sequence[str], option: str) -> dict[str, Any]:
         try:
             found[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
-            found[name.strip()] = value.strip()
+            found[name.strip()] = {"true": True, "false": False}.get(value.strip(), value.strip())
     return found
+
+
+def refuse_unused(model: str, given: Sequence[str], options: Mapping[str, object]) -> None:
+    """Refuses what was said of a model that has no use for it, and would otherwise be left out without a word.
+
+    Args:
+        model: Its name.
+        given: Options of the command that were given, by the names of its parameters.
+        options: What was given by ``--option``.
+
+    Raises:
+        ValueError: The model has no use for one of them.
+    """
+    if model == "maha":
+        return
+    for name in given:
+        if name in OF_FUSION:
+            raise ValueError(f"--model {model} has no scales to fuse, and no use for --{name}.")
+    for name in options:
+        if name in OF_SCALES or (model == "tree" and name not in TREE_NAMES):
+            raise ValueError(f"--model {model} has no use for --option {name}.")
 
 
 def prices(text: str) -> list[float]:

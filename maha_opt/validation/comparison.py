@@ -113,13 +113,16 @@ def parse_contenders(solvers: Iterable[str], gradients: Sequence[str], steps: Se
 
 
 def _variants(method: Contender, gradients: Sequence[str], steps: Sequence[int | None]) -> Iterator[Contender]:
-    """A solver with each of the gradients, after each of the numbers of steps."""
+    """A solver with each of the gradients, after each of the numbers of steps; of its own, if it names one."""
     if not method.iterative:
         yield method
         return
     own = method.make().gradients
-    for gradient in gradients:
-        for count in steps:
+    # What stands with the flag itself holds.
+    counts = steps if method.steps is None else [method.steps]
+    options = tuple((name, value) for name, value in method.options if name != "unroll")
+    for gradient in gradients if method.gradient == "implicit" else [method.gradient]:
+        for count in counts:
             if gradient in own and not (count is None and gradient == "unrolled"):
                 unroll = () if count is None else (("unroll", count),)
-                yield replace(method, gradient=gradient, options=(*method.options, *unroll))
+                yield replace(method, gradient=gradient, options=(*options, *unroll))

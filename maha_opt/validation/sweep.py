@@ -23,7 +23,7 @@ import torch
 
 from maha_opt.cells import Cell
 from maha_opt.compare import failed
-from maha_opt.run_folder import machine, revision, versions
+from maha_opt.run_folder import machine, revision, sole_writer, versions
 from maha_opt.validation.comparison import GRADIENTS, compare, parse_contenders, tabulated
 from maha_opt.validation.engines import check_engine, parallel
 from maha_opt.validation.random_problems import Difficulty
@@ -102,7 +102,8 @@ def sweep(
     Raises:
         ValueError: If an argument is of no use; before anything is solved.
         TypeError: If a source is neither problems nor a function.
-        FolderError: If the folder cannot be used, or holds a sweep with other settings, seeds, versions or revision.
+        FolderError: If the folder cannot be used, another run is writing to it, or it holds a sweep with other
+            settings, seeds, versions or revision.
         OSError, RuntimeError: If a cluster is of no use, see `maha_opt.validation.engines.parallel`.
     """
     check_engine(engine)
@@ -131,24 +132,25 @@ def sweep(
         "machine": machine(torch.device("cpu")),
         "cells": len(sources) * len(chosen),
     }
-    place = SweepFolder(Path(folder), description)
     cells = [
         _Cell(name, source, seed, flags, tuple(gradients), tuple(steps), covered, repeats, max_iter)
         for (name, source), seed in product(sources.items(), chosen)
     ]
-    done = place.finished()
     report = progress or (lambda done, total: None)
-    report(len(done), len(cells))
-    if len(done) < len(cells):
-        sent = _pickled(own)
-        with parallel(engine, jobs) as workers:
-            tasks = (
-                joblib.delayed(_run)(number, cell, sent) for number, cell in enumerate(cells) if number not in done
-            )
-            for count, (number, table) in enumerate(workers(tasks), start=len(done) + 1):
-                place.add(number, table)
-                report(count, len(cells))
-    return place.collect()
+    with sole_writer(Path(folder)):
+        place = SweepFolder(Path(folder), description)
+        done = place.finished()
+        report(len(done), len(cells))
+        if len(done) < len(cells):
+            sent = _pickled(own)
+            with parallel(engine, jobs) as workers:
+                tasks = (
+                    joblib.delayed(_run)(number, cell, sent) for number, cell in enumerate(cells) if number not in done
+                )
+                for count, (number, table) in enumerate(workers(tasks), start=len(done) + 1):
+                    place.add(number, table)
+                    report(count, len(cells))
+        return place.collect()
 
 
 @dataclass(frozen=True)

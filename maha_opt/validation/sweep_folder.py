@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from maha_opt.run_folder import FolderError, write_json
+from maha_opt.run_folder import LOCK, FolderError, write_json
 
 JSON, TABLE, CELLS = "sweep.json", "results.parquet", "cells"
 
@@ -37,7 +37,7 @@ class SweepFolder:
         try:
             if head.exists():
                 _check_same(path, json.loads(head.read_text(encoding="utf-8")), description)
-            elif path.exists() and any(path.iterdir()):
+            elif path.exists() and any(entry.name != LOCK for entry in path.iterdir()):
                 raise FolderError(f"{path} already holds something else: name another folder.")
             (path / CELLS).mkdir(parents=True, exist_ok=True)
             if not head.exists():

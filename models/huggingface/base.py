@@ -19,6 +19,7 @@ from models.decomposition import Taps, average_of
 from models.huggingface.cache import MAHACache
 from models.huggingface.configuration import MAHAConfig
 from models.huggingface.outputs import MAHAModelOutput
+from models.huggingface.solver import SavesSolver
 from models.inspection import inspect_transformer
 from models.transformer import MAHATransformer, initialise
 from solvers import Budget
@@ -36,7 +37,7 @@ class ModelInputs(TypedDict, total=False):
     output_attentions: bool | None
 
 
-class MAHAPreTrainedModel(PreTrainedModel):
+class MAHAPreTrainedModel(SavesSolver):
     """Loading, saving and first weights. A model has a configuration of its own: that of the caller stays as it is."""
 
     config_class = MAHAConfig

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from functools import cache
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from maha_opt.solver_choice import as_flag
 from models.aggregation import FusionOptions
 from models.block import BlockOptions
+from models.huggingface.types import check_type
 
 __all__ = ["MAHAConfig", "StrictConfig"]
 
@@ -92,6 +96,7 @@ class MAHAConfig(StrictConfig):
         vocab_size: This and the following, up to `cross_attention`: see `models.MAHATransformer`.
         compression_ratio: This and the following, up to `norm_first`: see `models.MAHABlock`.
         target: This and the following, up to `on_failure`: see `models.aggregation.FusionOptions`; None: the default.
+            A solver object becomes its flag and options.
         classifier_dropout: in the head of a classifier.
         aux_weight: of the auxiliary loss in the loss.
         use_cache: whether `generate` keeps a state over all scales rather than computing everything again.
@@ -143,7 +148,7 @@ class MAHAConfig(StrictConfig):
     prices: str | list[float | int] | None = None
     ridge: float | None = None
     normalise: bool | None = None
-    solver: str | None = None
+    solver: Any = None
     gradient: str | None = None
     solver_options: dict[str, Any] | None = None
     on_failure: str | None = None
@@ -157,8 +162,28 @@ class MAHAConfig(StrictConfig):
     decoder_start_token_id: int | None = None
     tie_word_embeddings: bool = True
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Writes a solver object as its flag and its options, and numbers of numpy as python's.
+
+        Raises:
+            TypeError: an option is not of its type; or there are options of the solver besides an object.
+            ValueError: the class of the object is not registered.
+        """
+        for name, hint in _types().items():
+            check_type(name, getattr(self, name), hint)
+        if self.solver is not None or self.solver_options is not None:
+            self.solver, self.solver_options = as_flag(self.solver, self.solver_options)
+        super().__post_init__(**kwargs)
+
     def transformer_arguments(self) -> dict[str, Any]:
         """The arguments of `MAHATransformer`."""
         arguments = {name: getattr(self, name) for name in TRANSFORMER_ARGUMENTS + BLOCK_ARGUMENTS}
         chosen = {name: getattr(self, name) for name in FUSION_ARGUMENTS if getattr(self, name) is not None}
         return arguments | chosen
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """The types of the options, which `strict` does not look at where annotations are text."""
+    hints = inspect.get_annotations(MAHAConfig, eval_str=True)
+    return {name: hint for name, hint in hints.items() if name in MAHAConfig.__dataclass_fields__}

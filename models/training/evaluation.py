@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from maha_opt.aggregation_base import fusions_of
+from maha_opt.switching import solver_within
 from models.generation import evaluating
 
 if TYPE_CHECKING:
@@ -92,15 +92,8 @@ def solved_by(model: nn.Module, solver: str, **options: object) -> Iterator[None
     Within it the gradient is "implicit", the one that every solver takes: a model that learned through unrolled steps
     can be judged by an exact solver.
     """
-    fusions = fusions_of(model)
-    own = [(fusion.solver, fusion.gradient, fusion.solver_options) for fusion in fusions]
-    try:
-        for fusion in fusions:
-            fusion.solver, fusion.gradient, fusion.solver_options = solver, "implicit", dict(options)
+    with solver_within(model, solver, "implicit", **options):
         yield
-    finally:
-        for fusion, before in zip(fusions, own, strict=True):
-            fusion.solver, fusion.gradient, fusion.solver_options = before
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
+from maha_opt.run_folder import sole_writer
+from models.training.arguments import check_arguments
 from models.training.checkpoints import CheckpointError, SafeTrainer, checkpoints, last_whole_checkpoint, step_of
 from models.training.curves import CurveWriter
 from models.training.presets import make_config
@@ -72,11 +75,10 @@ def train(
         ValueError, TypeError: A setting is of no use.
         TextError: The data cannot be used.
         CheckpointError: The folder holds a run already, or a checkpoint cannot be written.
+        FolderError: Another run is writing to the folder.
     """
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started; it will write to the folder
-    if first and ((folder / SETTINGS_FILE).exists() or checkpoints(folder)):
-        raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
-    return _run(settings, folder, None, say, bar, task, start, **tokens)
+    _refuse_taken(folder)
+    return _run(settings, folder, None, _held(folder), say, bar, task, start, **tokens)
 
 
 def resume(folder: Path, *, say: Callable[[str], None] = print, bar: bool = False) -> Finished:
@@ -90,13 +92,29 @@ def resume(folder: Path, *, say: Callable[[str], None] = print, bar: bool = Fals
     Raises:
         FileNotFoundError: It is not the folder of a run.
         CheckpointError: There is no whole checkpoint in it, or one cannot be written.
+        FolderError: Another run is writing to the folder.
     """
     settings = Settings.load(folder)
-    checkpoint = last_whole_checkpoint(folder)
-    if checkpoint is None:
-        raise CheckpointError(f"{folder} has no whole checkpoint to go on from: remove it and train anew.")
-    say(f"Going on from {checkpoint.name}.")
-    return _run(settings, folder, checkpoint, say, bar)
+    with _held(folder):
+        checkpoint = last_whole_checkpoint(folder)
+        if checkpoint is None:
+            raise CheckpointError(f"{folder} has no whole checkpoint to go on from: remove it and train anew.")
+        say(f"Going on from {checkpoint.name}.")
+        return _run(settings, folder, checkpoint, nullcontext(), say, bar)
+
+
+def _is_first() -> bool:
+    """Whether this is the process, of those that a launcher started, that writes to the folder."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    return sole_writer(folder) if _is_first() else nullcontext()
+
+
+def _refuse_taken(folder: Path) -> None:
+    if _is_first() and ((folder / SETTINGS_FILE).exists() or checkpoints(folder)):
+        raise CheckpointError(f"{folder} holds a run already: go on with --resume, or name another folder.")
 
 
 def make_model(settings: Settings, task: Task, **tokens: Any) -> PreTrainedModel:
@@ -109,16 +127,18 @@ def make_model(settings: Settings, task: Task, **tokens: Any) -> PreTrainedModel
     """
     set_seed(settings.seed)
     options = {**settings.options, **task.options, **tokens}
-    config = make_config(
-        settings.model, context=settings.context, window=settings.window, levels=settings.levels, **options
-    )
-    return task.model_class(config)
+    sizes = {"context": settings.context, "window": settings.window, "levels": settings.levels}
+    try:
+        return task.model_class(make_config(settings.model, **sizes, **options))
+    except TypeError as error:
+        raise ValueError(f"The model cannot be made: {error}") from None
 
 
 def _run(
     settings: Settings,
     folder: Path,
     checkpoint: Path | None,
+    held: AbstractContextManager[None],
     say: Callable[[str], None],
     bar: bool,
     task: Task | None = None,
@@ -135,30 +155,36 @@ def _run(
         model = make_model(settings, task, **made) if start is None else start
     parameters = model.num_parameters()
     arguments = _arguments(settings, folder, bar)
-    trainer = SafeTrainer(
-        model,
-        arguments,
-        data_collator=cast(Any, task.collator),
-        train_dataset=task.train,
-        eval_dataset=task.validation,
-        processing_class=tokenizer,
-        compute_metrics=task.metrics,
-        callbacks=[CurveWriter(folder, (lambda line: None) if bar else say, task.bytes_per_token)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    main = trainer.is_world_process_zero()
-    if main:
-        settings.save(folder)
-        say(f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from.")
-    if checkpoint is not None and step_of(checkpoint) >= settings.steps:  # the trainer would take one step too many
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    last = trainer.state.log_history[-1] if trainer.state.log_history else {}
-    evaluated = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    metrics = evaluated if evaluated.get("step") == last.get("step") else trainer.evaluate()
-    trainer.save_to(folder)
-    return Finished(folder, model, metrics, trainer.state.log_history, parameters, task.bytes_per_token, main)
+    with held:
+        if checkpoint is None:
+            _refuse_taken(folder)  # by a run that has come in between
+        callback = CurveWriter(folder, (lambda line: None) if bar else say, task.bytes_per_token)
+        trainer = SafeTrainer(
+            model,
+            arguments,
+            data_collator=cast(Any, task.collator),
+            train_dataset=task.train,
+            eval_dataset=task.validation,
+            processing_class=tokenizer,
+            compute_metrics=task.metrics,
+            callbacks=[callback],
+        )
+        trainer.remove_callback(PrinterCallback)
+        main = trainer.is_world_process_zero()
+        if main:
+            settings.save(folder)
+            say(
+                f"{type(model).__name__}: {parameters:,} parameters; {len(cast(Any, task.train)):,} rows to learn from."
+            )
+        if checkpoint is not None and step_of(checkpoint) >= settings.steps:  # the trainer would take one step too many
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        last = trainer.state.log_history[-1] if trainer.state.log_history else {}
+        evaluated = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+        metrics = evaluated if evaluated.get("step") == last.get("step") else trainer.evaluate()
+        trainer.save_to(folder)
+        return Finished(folder, model, metrics, trainer.state.log_history, parameters, task.bytes_per_token, main)
 
 
 def _arguments(settings: Settings, folder: Path, bar: bool) -> TrainingArguments:
@@ -187,7 +213,5 @@ def _arguments(settings: Settings, folder: Path, bar: bool) -> TrainingArguments
         "disable_tqdm": not bar,
         "report_to": "tensorboard" if find_spec("tensorboard") else "none",
     }
-    try:
-        return TrainingArguments(**ours | settings.trainer)
-    except TypeError as error:
-        raise ValueError(f"transformers.TrainingArguments does not take this: {error}.") from None
+    check_arguments(settings.trainer)
+    return TrainingArguments(**ours | settings.trainer)

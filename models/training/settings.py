@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+from maha_opt.solver_choice import as_flag
+
 __all__ = ["SETTINGS_FILE", "Settings"]
 
 SETTINGS_FILE = "settings.json"
@@ -45,6 +47,10 @@ class Settings:
         precision: "fp32", "bf16" or "fp16", by autocast.
         device: "auto" or "cpu".
         trainer: More arguments of `transformers.TrainingArguments`.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        TypeError: One cannot be written to a file.
     """
 
     task: str = "language"
@@ -87,6 +93,13 @@ class Settings:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, but got {getattr(self, name)!r}.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), but got {self.warmup}.")
+        if self.options.get("solver") is not None:  # an object becomes its flag and its options
+            flag, own = as_flag(self.options["solver"], self.options.get("solver_options"))
+            object.__setattr__(self, "options", {**self.options, "solver": flag, "solver_options": own})
+        try:
+            json.dumps([self.options, self.trainer])
+        except TypeError as error:
+            raise TypeError(f"options and trainer must hold what JSON can, to be written down: {error}.") from None
 
     def save(self, folder: Path) -> None:
         """Writes them to a folder, which is made if it is missing."""

@@ -10,6 +10,7 @@ import maha_opt.compare as study
 import solvers.registry
 from maha_opt.compare import Batch, compare, take
 from maha_opt.contenders import Contender, expand
+from maha_opt.validation.comparison import parse_contenders
 from solvers import AffineVI, Box, FeasibleSet, Simplex, solve
 
 COUNT, L = 40, 3
@@ -290,3 +291,26 @@ def test_a_one_step_gradient_takes_part_under_its_own_name():
     assert cell.status == "ok"
     assert cell.gradient == "one_step"
     assert 0 < cell.error_gradient_q < 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pivot",
+        "projected_gradient:unroll=7:gradient=unrolled",
+        "best_response:damping=0.1:sweep=gauss_seidel",
+        "softmax:temperature=1e-05",
+    ],
+)
+def test_a_contender_is_spelled_as_it_is_read(text):
+    assert Contender.parse(text).spelling == text
+    assert Contender.parse(Contender.parse(text).spelling) == Contender.parse(text)
+
+
+def test_a_number_of_steps_and_a_gradient_that_stand_with_the_flag_hold():
+    every = ("implicit", "unrolled", "one_step")
+    own = parse_contenders(["projected_gradient:unroll=7"], every, [5, 20, None])
+    assert [(contender.gradient, contender.steps) for contender in own] == [(gradient, 7) for gradient in every]
+    own = parse_contenders(["projected_gradient:gradient=one_step"], every, [5, None])
+    assert [(contender.gradient, contender.steps) for contender in own] == [("one_step", 5), ("one_step", None)]
+    assert dict(own[0].options) == {"unroll": 5}

@@ -30,13 +30,24 @@ def test_a_folder_of_the_users_own_that_shadows_ours_is_named(tmp_path, package,
         (theirs / "__init__.py").touch()
     else:
         theirs.touch()
-    done = run("import maha_opt", tmp_path)
+    done = run("import maha_opt, maha_opt.commands", tmp_path)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError")
     assert repr(package) in message
     assert str(theirs) in message
     assert "Rename" in message
+
+
+def test_aggregations_need_no_models_and_work_beside_a_folder_of_that_name(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    code = (
+        "import torch; from maha_opt import ConvexAggregation, NashAggregation;"
+        "print(NashAggregation(3, 8)(torch.ones(1, 2, 3, 8)).output.shape)"
+    )
+    done = run(code, tmp_path)
+    assert done.stdout.strip() == "torch.Size([1, 2, 8])", done.stderr
 
 
 def test_a_package_of_that_name_that_is_imported_already_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import csv
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from small import SMALL_COMMAND, settings
 from typer.testing import CliRunner
 
 from maha_opt.cli import app
+from maha_opt.run_folder import FolderError
 from models.training.checkpoints import CheckpointError, checkpoints, last_whole_checkpoint
 from models.training.curves import CURVE_FILE
 from models.training.loading import load
@@ -32,10 +34,10 @@ from small import settings
 from models.training.runs import train
 def say(line):
     if "step 25 of 30" in line:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP)
 train(settings(), Path(sys.argv[1]), say=say)
 """
-"""A run that is killed some steps after its second checkpoint; by itself, so that it is at this step on any machine."""
+"""A run that stops some steps after its second checkpoint; by itself, so that it is at this step on any machine."""
 
 
 def curve(folder):
@@ -62,8 +64,13 @@ def test_a_run_learns_and_leaves_a_model_a_tokenizer_and_a_curve(finished):
 
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(finished, tmp_path):
     folder = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    running = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)], cwd=ROOT)
+    _, status = os.waitpid(running.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    with pytest.raises(FolderError, match="Another run is writing to"):
+        resume(folder, **SAY)
+    running.kill()
+    assert running.wait() == -signal.SIGKILL
     assert last_whole_checkpoint(folder) == folder / "checkpoint-20"
     assert not (folder / "model.safetensors").exists()
     resume(folder, **SAY)
@@ -89,14 +96,16 @@ def test_accumulated_parts_make_the_steps_of_the_whole(finished, tmp_path):
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_make_the_steps_of_one_with_the_same_batch(tmp_path):
     small = ["train", *SMALL_COMMAND, "--steps", "5", "--evaluate-every", "5", "--save-every", "5"]
-    one, two = (
-        [*small, "--batch", batch, "--output", str(tmp_path / name)] for name, batch in (("one", "4"), ("two", "2"))
-    )
-    result = CliRunner().invoke(app, one)
+    result = CliRunner().invoke(app, [*small, "--batch", "4", "--output", str(tmp_path / "one")])
     assert result.exit_code == 0, result.output
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maha_opt.cli"]
-    done = subprocess.run([sys.executable, "-m", *launcher, *two], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *small, "--batch", "2"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()  # which the first process made, and told the other
+    folder.rename(tmp_path / "two")
     for name in ("train_loss", "gradient_norm", "validation_loss"):
         torch.testing.assert_close(losses(tmp_path / "two", name), losses(tmp_path / "one", name), rtol=1e-4, atol=0)
 
@@ -157,7 +166,7 @@ def test_settings_come_back_from_their_file_and_are_checked(tmp_path):
         settings(steps=0)
     with pytest.raises(ValueError, match="precision must be"):
         settings(precision="fp8")
-    with pytest.raises(ValueError, match=r"TrainingArguments does not take this: .*'colour'"):
+    with pytest.raises(ValueError, match=r"TrainingArguments has no argument 'colour'"):
         train(settings(trainer={"colour": 1}), tmp_path / "run", **SAY)
     assert not (tmp_path / "run").exists()
 
