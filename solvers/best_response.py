@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.iterate import State, check_unroll, iterate
+from solvers.linear import aligned
 from solvers.prox import prox
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -115,7 +116,7 @@ class BestResponse:
             return descending
         S = (0.5 * (A + A.transpose(0, 1))).movedim(-1, 0)
         S = S + torch.diag_embed((problem.diagonal() == 0).to(S.dtype).T)  # coordinates that do not exist
-        mu = torch.linalg.eigvalsh(S)[..., 0].clamp_min(1e-12)
+        mu = torch.linalg.eigvalsh(aligned(S))[..., 0].clamp_min(1e-12)
         ell = torch.minimum(ordered_sum((A * A).flatten(0, 1)).sqrt(), (rho * ordered_sum(A.abs()).amax(0)).sqrt())
         contracting = (mu / (ell * ell)).clamp_max(1.0)
         return torch.where(problem.is_symmetric(), descending, contracting)

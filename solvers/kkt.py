@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.linear import gauss_jordan, prefers_elimination
+from solvers.linear import aligned, gauss_jordan, prefers_elimination
 from solvers.sums import ordered_sum
 
 SOUND_PIVOT = 1e-6
@@ -114,12 +114,17 @@ class _System(NamedTuple):
         return relative.nan_to_num(torch.inf, torch.inf)
 
     def eliminated(self) -> tuple[_Found, Tensor]:
-        """By elimination without pivoting and a Schur complement of ``M_FF``, and for which items that is sound."""
+        """By elimination without pivoting and a Schur complement of ``M_FF``, and for which items that is sound.
+
+        Where the sum is tight ``M + σ11ᵀ`` and ``r + σs`` have the same solution, and ``σ = max |M_ij|`` makes that
+        matrix about as regular as the whole.
+        """
         inside = self.free.to(self.M.dtype)
-        A = self.M * (inside.unsqueeze(1) * inside)
+        sigma = self.M.abs().amax((0, 1)) * self.tight
+        A = (self.M + sigma) * (inside.unsqueeze(1) * inside)
         A.diagonal(dim1=0, dim2=1).add_((1 - inside).T)
         own = A.diagonal(dim1=0, dim2=1).T.clone()
-        (x, per_unit), pivots = gauss_jordan(A, torch.stack((self.r, inside)))
+        (x, per_unit), pivots = gauss_jordan(A, torch.stack((self.r + sigma * self.s * inside, inside)))
         total = ordered_sum(per_unit)
         multiplier = torch.where(self.tight, (ordered_sum(x) - self.s) / total, 0.0)
         x = torch.addcmul(x, per_unit, multiplier, value=-1)
@@ -129,6 +134,7 @@ class _System(NamedTuple):
         sound = (pivots >= SOUND_PIVOT * own).all(0) & (own > 0).all(0)
         sound &= (of_rows.abs() <= SOUND_RESIDUAL * terms).all(0)
         sound &= of_sum.abs() <= SOUND_RESIDUAL * ordered_sum(found.x.abs())
+        sound &= ~self.tight | (total.abs() > SOUND_PIVOT * ordered_sum(per_unit.abs()))  # the pivot of the sum
         return found, sound
 
     def factorised(self, rounding: float) -> tuple[_Found, Tensor]:
@@ -140,14 +146,15 @@ class _System(NamedTuple):
         K[:L, :L].diagonal(dim1=0, dim2=1).add_((1 - inside).T)
         border = inside * self.tight * (self.root.amin(0) / self.root)  # of a common unit: 1
         K[:L, L], K[L, :L], K[L, L] = border, border, (~self.tight).to(K.dtype)
-        K = K.permute(2, 0, 1)
+        K = aligned(K.permute(2, 0, 1))
         LU, pivots, _ = torch.linalg.lu_factor_ex(K)
         diagonal = LU.diagonal(dim1=1, dim2=2).abs()
         regular = diagonal.amin(1) > rounding * diagonal.amax(1)  # False for NaN
 
         def solved(of_rows: Tensor, of_sum: Tensor) -> _Found:
             last = (of_sum * self.root.amin(0)).unsqueeze(0)
-            right = torch.cat((of_rows / self.root, last)).T.unsqueeze(-1)
+            more = of_rows.new_zeros((K.shape[1] - L - 1, B))
+            right = torch.cat((of_rows / self.root, last, more)).T.unsqueeze(-1)
             z = torch.linalg.lu_solve(LU, pivots, right).squeeze(-1).T
             return _Found(z[:L] / self.root, z[L] * self.root.amin(0) * self.tight)
 
@@ -162,10 +169,21 @@ class _System(NamedTuple):
         count = ordered_sum(inside).clamp_min(1.0)
         share = inside / count * self.tight
         x0 = share * self.s
-        rest = self.r - ordered_sum(self.M * x0, 1) * self.free
-        rest = rest - ordered_sum(rest) / count * self.tight * inside
-        P = torch.diag_embed(inside.T) - (inside.unsqueeze(0) * share.unsqueeze(1)).movedim(-1, 0)
-        A = P @ self.M.movedim(-1, 0) @ P
-        x = x0 + (torch.linalg.pinv(A, rtol=rounding) @ rest.T.unsqueeze(-1)).squeeze(-1).T
+
+        def projected(x: Tensor, dim: int = 0) -> Tensor:
+            """``P x``, for vectors or, along a dimension, for matrices ``(L, L, B)``."""
+            among, part = (inside, share) if x.ndim == 2 else (inside.unsqueeze(1 - dim), share.unsqueeze(1 - dim))
+            x = x * among
+            return x - part * ordered_sum(x, dim).unsqueeze(dim)
+
+        A = projected(projected(self.M, 0), 1)
+        parts = torch.linalg.svd(aligned(A.movedim(-1, 0), 0.0))
+        U, sizes, Vh = (part.movedim(0, -1).contiguous() for part in parts)
+        L = len(self.r)
+        U, Vh = U[:L], Vh[:, :L]
+        kept = sizes > rounding * sizes[:1]
+        along = ordered_sum(U * projected(self.r - ordered_sum(self.M * x0, 1)).unsqueeze(1))
+        along = torch.where(kept, along / sizes, 0.0)
+        x = x0 + ordered_sum(Vh * along.unsqueeze(1))
         left = (self.r - ordered_sum(self.M * x, 1)) * self.free
         return _Found(x, ordered_sum(left) / count * self.tight)

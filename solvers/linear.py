@@ -23,7 +23,23 @@ def solve_linear(A: Tensor, b: Tensor, *, eliminate: bool | None = None) -> Tens
     differentiated = torch.is_grad_enabled() and (A.requires_grad or b.requires_grad)
     if (prefers_elimination(A) if eliminate is None else eliminate) and not differentiated:
         return gauss_jordan(A, b)[0]
-    return torch.linalg.solve_ex(A.permute(2, 0, 1), b.permute(2, 1, 0)).result.permute(2, 1, 0).contiguous()
+    A, b = aligned(A.permute(2, 0, 1)), b.permute(2, 1, 0)
+    L = b.shape[1]
+    b = torch.nn.functional.pad(b, (0, 0, 0, A.shape[1] - L))
+    return torch.linalg.solve_ex(A, b).result[:, :L].permute(2, 1, 0).contiguous()
+
+
+def aligned(A: Tensor, diagonal: float = 1.0) -> Tensor:
+    """Matrices ``(B, L, L)`` enlarged to a multiple of four by rows and columns of ``diagonal`` times the identity.
+
+    LAPACK's digits depend on where in memory a matrix begins, so an item's would on its place in the batch.
+    """
+    L = A.shape[-1]
+    more = -L % 4
+    A = torch.nn.functional.pad(A, (0, more, 0, more))
+    if more and diagonal:
+        A.diagonal(dim1=-2, dim2=-1)[..., L:] += diagonal
+    return A
 
 
 def prefers_elimination(A: Tensor) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from solvers.linear import aligned
 from solvers.natural import balanced
 from solvers.standard_form import StandardForm
 
@@ -60,7 +61,7 @@ def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_time
         S = S + (tau if moves is None else tau * (moves.unsqueeze(0) & moves.unsqueeze(1)))
     S.diagonal(dim1=0, dim2=1).mul_(diagonal_times)
     if L > 16:
-        factorised = torch.linalg.cholesky_ex(S.movedim(-1, 0)).info == 0
+        factorised = torch.linalg.cholesky_ex(aligned(S.movedim(-1, 0))).info == 0
         return factorised & S.isfinite().all(1).all(0)
     found = torch.ones(S.shape[-1], dtype=torch.bool, device=S.device)
     for k in range(L):  # S ← Schur complement of its first row and column
@@ -90,4 +91,4 @@ def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool) ->
         mean = rows.sum(0) / count
         S = S - rows.unsqueeze(0) * inside.unsqueeze(1) - rows.unsqueeze(1) * inside.unsqueeze(0)
         S = S + mean * inside.unsqueeze(0) * inside.unsqueeze(1)
-    return finite & (torch.linalg.eigvalsh(S.movedim(-1, 0))[..., 0] >= -_rounding(S))
+    return finite & (torch.linalg.eigvalsh(aligned(S.movedim(-1, 0)))[..., 0] >= -_rounding(S))

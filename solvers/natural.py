@@ -21,7 +21,7 @@ from solvers.prox import Pieces, Thresholds, prox_on
 from solvers.standard_form import StandardForm
 from solvers.sums import ordered_sum
 
-TIE = 1e3
+TIE = 1e2
 """Width of a tie, in roundings of the size of a weight."""
 RUNAWAY = 1e3
 """How much larger than the data explain a slope may be before the residual is measured by the data alone."""

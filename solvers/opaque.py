@@ -17,7 +17,7 @@ from solvers.active import Active, active_set
 from solvers.checks import find_faults, looks_sound, report, report_failures, report_gradient
 from solvers.kkt import solve_kkt
 from solvers.natural import natural_map
-from solvers.registry import Solver, make_solver
+from solvers.registry import Solver, make_solver, registered
 from solvers.standard_form import TENSORS, StandardForm, is_tracing
 from solvers.status import Status
 from solvers.unsolved import status_of
@@ -104,7 +104,7 @@ _HANDLES: dict[Hashable, int] = {}
 @torch._dynamo.assume_constant_result  # pyright: ignore[reportPrivateImportUsage]
 def _handle(kind: Hashable, options: tuple[tuple[str, object], ...]) -> int:
     """A number under which an operator, which takes no objects, finds the solver with these options."""
-    key = (kind, options)
+    key = (registered(kind) if isinstance(kind, str) else kind, options)
     if key not in _HANDLES:
         _MADE[len(_HANDLES)] = make_solver(kind, dict(options))
         _HANDLES[key] = len(_HANDLES)

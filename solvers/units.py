@@ -37,10 +37,13 @@ def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
         problem = _times_e(replace(problem, q=q), e)
         size = (data / e).amax(0)  # M' is about 1, so this is a weight
     else:
-        size = torch.where(problem.total == 0, data.amax(0) / d.where(d > 0, 1.0), problem.total.abs())
+        size = torch.where(problem.total == 0, data.amax(0) / d, problem.total.abs()).where(d > 0, 0.0)
         e = None
         problem = replace(problem, q=q)
-    size = _power_of_two(size.where((size > 0) & size.isfinite(), _largest_bound(problem)))
+    size = size.where((size > 0) & size.isfinite(), _largest_bound(problem))  # M and q alone say nothing
+    if problem.total is not None:
+        size = size.where(size > 0, problem.total.abs())
+    size = _power_of_two(size)
     problem = _times_weights(problem, 1 / size)
     largest = problem.M.abs().amax((0, 1))
     problem = problem.scaled(1 / _power_of_two(largest))

@@ -118,6 +118,8 @@ def _chosen(problem: Exact, position: Position, items: Array, choice: Array) -> 
     tight = position.tight[items] | (tight_open & (choice[-1] if len(choice) else False))
     at_lower = ~free & exists & position.near_lower[items]
     at_upper = ~free & exists & position.near_upper[items] & ~at_lower
+    pinned = ~exists | (problem.lower[items] == problem.upper[items])
+    tight = tight & ~pinned.all(1)  # where nobody can move nobody is let go
     one = Pieces(items, free, at_lower, at_upper, tight, np.full(len(items), -1))
     stuck = tight & ~free.any(1)
     if not stuck.any():

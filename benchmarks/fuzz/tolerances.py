@@ -13,7 +13,7 @@ GRADIENTS = {np.float64: 1e-6, np.float32: 1e-2}
 ANSWER = {np.float64: 1e-8, np.float32: 1e-4}
 """What solvers leave of the weights: a coordinate so near to a threshold may be on either side of it."""
 
-TIE = 1e3
+TIE = 1e2
 """The documented width of a tie, in roundings of the largest weight or force."""
 
 EXCUSED = 64
