@@ -15,21 +15,26 @@ from solvers.natural import balanced
 from solvers.standard_form import StandardForm
 
 
-def is_monotone(problem: StandardForm) -> Tensor:
+def is_monotone(problem: StandardForm, eps: float | None = None) -> Tensor:
     """Which items have ``dᵀMd ≥ 0`` for all directions ``d`` of the set, up to rounding; ``(B,)`` bool, False for NaN.
 
     Rounding is ``32 L ε`` of the largest entry of ``M``, without a sum in units of the coordinates in which ``M`` is
     balanced (see `solvers.natural.stiffness`).
+
+    Args:
+        problem: The problem.
+        eps: The machine epsilon of the type in which the data were given; that of their own type if omitted.
     """
+    rounding = 32 * problem.size * (torch.finfo(problem.M.dtype).eps if eps is None else eps)
     M, moves = problem.M, _movable(problem)
     if moves is not None:
         M = M * (moves.unsqueeze(0) & moves.unsqueeze(1))
     fixed_sum = problem.total is not None and problem.equality
-    definite = has_cholesky(M, moves, fixed_sum, 1 + _rounding(M))
+    definite = has_cholesky(M, moves, fixed_sum, 1 + rounding)
     rest = (~definite).nonzero()[:, 0]
     if rest.numel():
         alike = None if moves is None else moves[:, rest]
-        definite[rest] = _no_negative_eigenvalue(M[..., rest], alike, fixed_sum)
+        definite[rest] = _no_negative_eigenvalue(M[..., rest], alike, fixed_sum, rounding)
     return definite
 
 
@@ -43,10 +48,6 @@ def _movable(problem: StandardForm) -> Tensor | None:
     if problem.lower is None or problem.upper is None:
         return None
     return problem.lower < problem.upper
-
-
-def _rounding(S: Tensor) -> float:
-    return 32 * S.shape[0] * torch.finfo(S.dtype).eps
 
 
 def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_times: float) -> Tensor:
@@ -73,7 +74,7 @@ def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_time
     return found
 
 
-def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool) -> Tensor:
+def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool, rounding: float) -> Tensor:
     finite = M.isfinite().all(1).all(0)
     M = M.where(finite, 0.0)
     if fixed_sum:
@@ -91,4 +92,4 @@ def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool) ->
         mean = rows.sum(0) / count
         S = S - rows.unsqueeze(0) * inside.unsqueeze(1) - rows.unsqueeze(1) * inside.unsqueeze(0)
         S = S + mean * inside.unsqueeze(0) * inside.unsqueeze(1)
-    return finite & (torch.linalg.eigvalsh(aligned(S.movedim(-1, 0)))[..., 0] >= -_rounding(S))
+    return finite & (torch.linalg.eigvalsh(aligned(S.movedim(-1, 0)))[..., 0] >= -rounding)

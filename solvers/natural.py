@@ -148,6 +148,8 @@ def sizes_of(problem: StandardForm, w: Tensor, slope: Tensor) -> Sizes:
         slope, largest = slope.amax(0), w.abs().amax(0)
     else:
         largest = w.abs()
+        e = d.clamp_min(0.0).sqrt()  # in units in which all have the stiffness 1, rounding of one reaches the others
+        slope = slope + torch.finfo(w.dtype).eps * e * torch.where(d > 0, slope / e, 0.0).amax(0)
     bound = torch.maximum(most, largest).where(most > 0, torch.inf)  # where all is pinned at 0, its natural size
     weight = torch.minimum(torch.maximum(slope / d, largest), bound)  # x/0 = inf
     weight = weight.where(slope > 0, largest)  # no slope anywhere: every weight of the set is a solution

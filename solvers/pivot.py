@@ -62,14 +62,33 @@ class Pivot:
         """Weights ``(L, B)`` and the number of linear solves ``(B,)``; ``max_iter`` bounds each path."""
         del tol  # exact: as accurate as rounding allows
         max_pivots = 50 * (problem.size + 1) if max_iter is None else max_iter
-        scaled, factor = in_natural_units(problem)
+        scaled, factor = in_natural_units(_untouched_settled(problem))
         w, iterations, left, multiplier = _block_pivot(scaled, min(self.block_pivots, max_pivots))
         if left.numel():
             hard = scaled.select(left).to(torch.float64)
-            found, pivots = _safeguarded(hard, w[:, left].double(), multiplier.double(), max_pivots)
+            guess, rounding = (w[:, left].double(), multiplier.double()), torch.finfo(w.dtype).eps
+            found, pivots = _safeguarded(hard, *guess, max_pivots, rounding)
             w[:, left] = found.to(w.dtype)
             iterations[left] += pivots
         return clamp(problem, w * factor).add_(0.0), iterations  # no -0.0
+
+
+def _untouched_settled(problem: StandardForm) -> StandardForm:
+    """Coordinates that ``M`` does not touch, given the problem ``½(w_i − v_i)²``, where ``v`` is their solution.
+
+    Without a sum such a coordinate minimises ``q_i w_i + λ_i|w_i|`` alone: at a bound, or as near to 0 as it can be.
+    """
+    if problem.total is not None:
+        return problem
+    touched = (problem.M != 0).any(1) | (problem.M != 0).any(0)
+    if bool(touched.all()):
+        return problem
+    lower, upper, l1 = problem.bounds_and_l1()
+    v = torch.where(-problem.q > l1, upper, torch.where(problem.q > l1, lower, 0.0))
+    v = clamp(problem, v.where(v.isfinite(), 0.0))  # without a bound there it has none
+    M = problem.M + torch.diag_embed((~touched).to(v.dtype).T).movedim(0, -1)
+    l1 = None if problem.l1 is None else problem.l1.where(touched, 0.0)
+    return replace(problem, M=M, q=problem.q.where(touched, -v), l1=l1)
 
 
 def _jacobi_step(problem: StandardForm) -> Tensor:
@@ -182,14 +201,19 @@ def _step_residual(problem: StandardForm, on: Pieces, w: Tensor, price: Tensor, 
     return torch.maximum(residual, torch.where(on.tight, torch.maximum(excess.abs(), -step * price), excess))
 
 
-def _safeguarded(problem: StandardForm, guess: Tensor, multiplier: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
-    """Path following where ``M`` is definite, the proximal point method around it where it is singular."""
+def _safeguarded(
+    problem: StandardForm, guess: Tensor, multiplier: Tensor, max_pivots: int, rounding: float
+) -> tuple[Tensor, Tensor]:
+    """Path following where ``M`` is definite, the proximal point method around it where it is singular.
+
+    ``rounding`` is that of the type in which the data were given.
+    """
     step = _jacobi_step(problem)
     plain = prox(problem, -step * problem.q, step)
     sound = guess.isfinite().all(0) & multiplier.isfinite()
     w, pivots = torch.where(sound, guess, plain), torch.zeros_like(plain[0], dtype=torch.long)
     multiplier = torch.where(sound, multiplier, 0.0)
-    definite, monotone = is_strongly_monotone(problem), is_monotone(problem)
+    definite, monotone = is_strongly_monotone(problem), is_monotone(problem, rounding)
 
     def improve(items: Tensor, method: Callable[[StandardForm, Tensor], tuple[Tensor, Tensor]]) -> None:
         """Lets a method try what is left of some items, and keeps what is better."""
@@ -202,7 +226,7 @@ def _safeguarded(problem: StandardForm, guess: Tensor, multiplier: Tensor, max_p
             pivots[left] += more
 
     improve(definite, lambda sub, left: follow_path(sub, w[:, left], multiplier[left], max_pivots))
-    improve(monotone, lambda sub, left: _proximal_point(sub, plain[:, left], max_pivots))
+    improve(monotone, lambda sub, left: _proximal_point(sub, plain[:, left], max_pivots, rounding))
     for seed in range(RESTARTS):  # other paths, in case rounding lost this one; few where nothing says that they end
         few = max_pivots if seed else min(max_pivots, 4 * (problem.size + 1))
         improve(
@@ -217,14 +241,15 @@ def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:
     return relative_residual(problem, w) <= tolerance_of(problem, 1e-12)
 
 
-def _proximal_point(problem: StandardForm, start: Tensor, max_pivots: int) -> tuple[Tensor, Tensor]:
+def _proximal_point(problem: StandardForm, start: Tensor, max_pivots: int, rounding: float) -> tuple[Tensor, Tensor]:
     """``w ← solution with (M + ρI, q − ρw)``, which converges to a solution of a monotone problem if there is one.
 
     In units in which weights are about 1, ``ρ`` falls from a tenth of the largest slope: where the set decides and not
-    ``M``, a step then goes as far as the set does and no further, where rounding would lose what is small.
+    ``M``, a step then goes as far as the set does and no further, where rounding would lose what is small. It stays
+    above what ``rounding`` of the data may have made of zero eigenvalues.
     """
     largest, slope = problem.M.abs().amax((0, 1)), problem.q.abs().amax(0)
-    least = PROXIMAL_LEAST * torch.where(largest > 0, largest, slope)
+    least = max(PROXIMAL_LEAST, 32 * problem.size * rounding) * torch.where(largest > 0, largest, slope)
     rho = torch.maximum(0.1 * slope, 1e-3 * largest)
     rho = torch.maximum(rho, least).where(rho > 0, 1.0)
     eye = torch.eye(problem.size, dtype=rho.dtype, device=rho.device).unsqueeze(-1)
