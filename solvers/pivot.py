@@ -20,10 +20,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from solvers.active import active_set
 from solvers.homotopy import follow_path
+from solvers.kkt import solve_kkt
 from solvers.linear import solve_pieces
 from solvers.monotone import is_monotone, is_strongly_monotone
-from solvers.natural import reach, relative_residual, tolerance_of
+from solvers.natural import natural_map, reach, relative_residual, tolerance_of
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -233,7 +235,23 @@ def _safeguarded(
             definite if seed else ~definite,
             lambda sub, left, seed=seed, few=few: follow_path(sub, plain[:, left], 0.0 * multiplier[left], few, seed),
         )
-    return w, pivots
+    return _polished(problem, w), pivots
+
+
+def _polished(problem: StandardForm, w: Tensor) -> Tensor:
+    """``w`` after a Newton step on its own pieces, ``(L, B)``, wherever that leaves a smaller residual.
+
+    The proximal point method stops as soon as slopes are right, where flat directions may leave weights less so.
+    """
+    on = natural_map(problem, w, 0.0).on
+    active = active_set(problem, w, on, torch.ones_like(w[0], dtype=torch.bool))
+    held = torch.zeros_like(w) if on.held is None else on.held
+    start = torch.where(active.free, w, held)
+    slope = problem.operator(start) if on.slope is None else problem.operator(start) + on.slope
+    missing = torch.zeros_like(w[0]) if problem.total is None else problem.total - ordered_sum(start)
+    found = solve_kkt(problem.M, active.stiffness, active.free, active.tight, -slope, missing)
+    after = clamp(problem, start + found.x)
+    return torch.where(relative_residual(problem, after) <= relative_residual(problem, w), after, w)
 
 
 def _is_solved(problem: StandardForm, w: Tensor) -> Tensor:

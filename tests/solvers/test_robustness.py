@@ -85,8 +85,8 @@ def test_a_pivot_that_runs_out_of_pivots_says_so():
     problem = random_case("signed budget", 8, 200, seed=2, kind="rank deficient").problem()
     solution = solve(problem, max_iter=1, block_pivots=1, on_failure="ignore")
     solved = oracle.relative_residual(problem, solution.weights) <= 1.1 * solution.tolerance.numpy()
-    assert 0 < solved.sum() < 200
-    np.testing.assert_array_equal(solution.converged.numpy(), solved)
+    assert 0 < solution.converged.sum() < 200
+    assert not (solution.converged.numpy() & ~solved).any()
 
 
 def test_the_residual_has_no_unit():
