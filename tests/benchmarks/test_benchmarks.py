@@ -239,12 +239,10 @@ def test_layers_run_goes_on_where_it_stopped_and_makes_its_table(tmp_path, comma
     assert entry["forward_ms"]["median"] > 0
     assert entry["total_mb"] > entry["forward_mb"] > 0
     assert cells[0]["contenders"]["sdpa"]["total_ratio"]["median"] == 1
-    second = command(layers, *run, "--lengths", "64,65")
+    second = command(layers, *run, "--lengths", "64")
     assert second.stdout.count("already there") == 1
     cells = json.loads(output.read_text())["cells"]
-    assert [(cell["mode"], cell["n"]) for cell in cells] == [
-        (mode, n) for mode in ("bidirectional", "causal") for n in (64, 65)
-    ]
+    assert [(cell["mode"], cell["n"]) for cell in cells] == [("bidirectional", 64), ("causal", 64)]
     page = tmp_path / "page.md"
     page.write_text(f"before\n{layers_table.BEGIN}\nold\n{layers_table.END}\nafter\n")
     written = command(layers_table, "--results", str(output), "--write", str(page))

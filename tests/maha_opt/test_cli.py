@@ -243,9 +243,9 @@ def test_ctrl_c_in_the_middle_of_a_real_run(tmp_path, interruptible):
         "maha_opt.cli",
         "compare",
         "--seeds",
-        "200",
+        "100000",
         "--problems",
-        "300",
+        "20",
         "--output",
         folder,
     ]

@@ -77,12 +77,13 @@ def test_a_sweep_gives_what_one_comparison_of_everything_gives(unbroken):
     assert not list(folder.rglob("*.partial"))
 
 
-def test_two_dask_workers_give_the_table_of_one_process(unbroken, tmp_path):
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_dask_workers_give_the_table_of_one_process(unbroken, tmp_path, jobs):
     pytest.importorskip("distributed")
     import dask
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1h"}):
-        same(unbroken[0], sweep(tmp_path / "dask", PROBLEMS, seeds=2, engine="dask", jobs=2, **SMALL))
+        same(unbroken[0], sweep(tmp_path / "dask", PROBLEMS, seeds=2, engine="dask", jobs=jobs, **SMALL))
 
 
 def test_a_sweep_killed_in_the_middle_goes_on_and_repeats_nothing(tmp_path):

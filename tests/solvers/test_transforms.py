@@ -146,7 +146,7 @@ def test_one_compilation_serves_every_batch_size():
         return solve(AffineVI(M, q, Simplex())).weights
 
     run = torch.compile(weights, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (3, 7, 20):
+    for batch in (3, 20):
         case = random_case("Simplex", 3, batch, seed=batch)
         torch.testing.assert_close(run(case.data["M"], case.data["q"]), weights_of(case)(l1=0.0), **CLOSE)
 
