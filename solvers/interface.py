@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Literal, cast
 
 import torch
@@ -172,9 +171,9 @@ def _checked_limits(tol: object, max_iter: object) -> tuple[float | None, int | 
     tol, max_iter = plain_number(tol), plain_number(max_iter)
     if tol is not None and not (isinstance(tol, (int, float)) and tol > 0):
         raise ValueError(f"tol must be positive, but got {tol!r}.")
-    if max_iter is not None and not (isinstance(max_iter, Integral) and max_iter >= 1):
+    if max_iter is not None and not (isinstance(max_iter, int) and max_iter >= 1):
         raise ValueError(f"max_iter must be a whole number, at least 1, but got {max_iter!r}.")
-    return tol, cast("int | None", max_iter)
+    return tol, max_iter
 
 
 def _kind(value: object) -> str:

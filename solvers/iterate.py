@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -32,7 +33,7 @@ CHECK_EVERY = 8
 
 def check_unroll(unroll: int | None) -> None:
     """Raises ValueError unless ``unroll`` is a number of iterations or None."""
-    if unroll is not None and (not isinstance(unroll, int) or unroll < 1):
+    if unroll is not None and (not isinstance(unroll, Integral) or int(unroll) < 1):
         raise ValueError(f"unroll must be a whole number of iterations, at least 1, but got {unroll}.")
 
 
