@@ -185,9 +185,9 @@ class Aggregation(ChoosesSolver, nn.Module):
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: An argument has the wrong shape, or the data are faulty everywhere (NaN, or no scale that
-                exists).
-            ConvergenceError: An answer is above its tolerance, with `on_failure="raise"`.
+            ValueError: An argument has the wrong shape, or the data are faulty everywhere (NaN, Inf); with
+                `on_failure="raise"` anywhere, or no scale exists for a token.
+            ConvergenceError: Weights are not a solution, or not differentiable, with `on_failure="raise"`.
         """
         return self._aggregate(Y, available, inputs, mask)[0]
 

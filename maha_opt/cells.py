@@ -46,7 +46,7 @@ class Cell:
         error_gradient_M: The same for ``M``.
         cosine_gradient_q: Cosine of the angle between ``g`` and ``g*``, likewise.
         cosine_gradient_M: The same for ``M``.
-        residual: Largest natural residual.
+        residual: Largest relative natural residual, see `solvers.Solution`; NaN if there is one.
         exploitability: Largest exploitability.
         iterations: Mean number of iterations.
         unconverged: Number of problems above their tolerance.

@@ -167,8 +167,8 @@ def nash_problem(
 
     Args:
         Y: (..., L, d) scale outputs, floating point; with `tokens`, (..., n, L, d).
-        coupling: (L, L) or (..., L, L), the antisymmetric `a`; None: zero. That it is antisymmetric is not checked;
-            `solve(..., check_monotone=True)` looks at the game that it makes.
+        coupling: (L, L) or (..., L, L), the antisymmetric `a`; None: zero. That it is antisymmetric is not checked
+            here; `solve` looks at the game that it makes.
         ridge: ≥ 0, in units of the mean square of the scale outputs; a positive one makes the equilibrium unique.
         prices: ≥ 0, a number or (..., L), in units of the mean square of the scale outputs.
         feasible: The set of all weights that are allowed; scales that do not exist are masked out of it here.

@@ -56,7 +56,7 @@ class BlockRecord:
         weights: (batch, n, heads, L), in at least float32: of the fusion. `heads` is 1 where all heads share their
             weights; tokens that share theirs have the same. NaN where a scale is not available and at padding.
         available: (batch, n, L) bool, which scales exist for a token; False at padding.
-        residual: (batch, n, heads), the solver's natural residual; NaN at padding.
+        residual: (batch, n, heads), the relative natural residual, see `solvers.Solution`; NaN at padding.
         attention: for each scale, (batch, heads of the attention, queries, cells), in at least float32. Rows of queries
             that do not exist, and of tokens that read no cell yet, are zero; all others sum to 1.
         strides: for each scale, the tokens in a cell.
