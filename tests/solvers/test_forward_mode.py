@@ -38,8 +38,16 @@ def test_jvp_is_the_slope_along_a_direction(name):
     right = directional(lambda **data: weights(data), case.data, direction, step=1e-5)
     # rounding 1e-16 · condition 1e3 / step 1e-5, and slopes of up to some hundred
     torch.testing.assert_close(slope, right, rtol=1e-7, atol=1e-7)
-    _, linear = linearize(weights, case.data)
-    torch.testing.assert_close(linear(direction), slope, **CLOSE)
+
+
+@every_set
+def test_linearize_is_jvp_at_a_point_that_stays(name):
+    case, weights = one_item(name)
+    value, linear = linearize(weights, case.data)
+    torch.testing.assert_close(value, weights(case.data), rtol=0, atol=0)
+    for seed in range(2):
+        direction = random_direction(case.data, seed)
+        torch.testing.assert_close(linear(direction), jvp(weights, (case.data,), (direction,))[1], **CLOSE)
 
 
 @every_set
@@ -86,8 +94,9 @@ def test_the_hessian_is_that_of_autograd(name):
     tensors = tuple(case.data[k] for k in names)
     everything = tuple(range(len(names)))
     right = torch.autograd.functional.hessian(loss, tensors)
-    for how in (hessian(loss, everything), jacfwd(jacfwd(loss, everything), everything),
-                jacrev(jacfwd(loss, everything), everything), jacrev(jacrev(loss, everything), everything)):  # fmt: skip
+    nestings = [hessian(loss, everything)]
+    nestings += [a(b(loss, everything), everything) for a in (jacfwd, jacrev) for b in (jacfwd, jacrev)]
+    for how in nestings:
         for found_row, right_row in zip(how(*tensors), right, strict=True):
             for found, expected in zip(found_row, right_row, strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-8)  # squares of gradients

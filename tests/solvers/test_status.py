@@ -49,35 +49,7 @@ def options_of(solver):
     return {"max_iter": 300} if solver in ("best_response", "projected_gradient") else {}
 
 
-UNdef flat_problems(feasible, bounded, seed, L=5, count=60, dtype=D):
-    """``M`` positive semidefinite, perhaps with a skew part, with one known flat direction ``d`` that the set allows."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(count, *shape, generator=generator, dtype=D)
-
-    d = normal(L, 1)
-    d = d.abs() if isinstance(feasible, NonNegative) else d - d.mean(1, True) if isinstance(feasible, SumTo) else d
-    P = torch.eye(L, dtype=D) - d @ d.mT / (d.mT @ d)
-    Y, A = P @ normal(L, 2 * L), P @ normal(L, L) @ P
-    M = Y @ Y.mT / L + (torch.arange(count) % 2)[:, None, None] * (A - A.mT)
-    slope = (0.1 + torch.rand(count, 1, generator=generator, dtype=D)) * (0.0 if bounded else -1.0)
-    q = (P @ normal(L, 1) + slope.unsqueeze(-1) * d / (d.mT @ d)).squeeze(-1)
-    return AffineVI(M.to(dtype), q.to(dtype), feasible)
-
-
-@pytest.mark.parametrize("feasible", [Free(), NonNegative(), SumTo(0.7)], ids=lambda C: type(C).__name__)
-@pytest.mark.parametrize("dtype", [D, torch.float32], ids=str)
-def test_flat_problems_are_unbounded_exactly_if_they_fall_along_the_flat_direction(feasible, dtype):
-    for seed in range(2):
-        falling = solve(flat_problems(feasible, False, seed, dtype=dtype), on_failure="ignore")
-        assert (falling.status == Status.UNBOUNDED).all(), falling.status
-        if dtype == D:  # rounded to float32 a slope of zero is one of either sign
-            level = solve(flat_problems(feasible, True, seed), on_failure="ignore")
-            assert (level.status == Status.SOLVED).all(), level.status
-
-
-BOUNDED = {
+UNBOUNDED = {
     "linear, w ≥ 0": AffineVI(ZERO, vector(-1.0, 0.0, 1.0), NonNegative()),
     "linear, free": AffineVI(ZERO, vector(0.0, 0.0, 1e-3), Free()),
     "one flat direction": AffineVI(diagonal(0.0, 1.0, 2.0), vector(-1.0, 1.0, 1.0), Free()),
@@ -114,7 +86,7 @@ def _bounds(problem):
 
 
 def flat_problems(feasible, bounded, seed, L=5, count=60, dtype=D):
-    """``M`` positive semidefinite, perhaps with a skew part, with one known flat direction ``d`` that the set allows."""
+    """``M`` positive semidefinite, every other one with a skew part, flat along one ``d`` that the set allows."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
