@@ -73,7 +73,7 @@ class BestResponse:
 
     def start(self, problem: StandardForm) -> State:
         """The projection of 0, and the damping."""
-        return prox(problem, torch.zeros_like(problem.q)), self.damping_of(problem)
+        return prox(problem, torch.zeros_like(problem.q), 1 / curvature(problem)), self.damping_of(problem)
 
     def step(self, problem: StandardForm, state: State) -> State:
         """One round."""

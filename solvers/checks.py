@@ -43,6 +43,7 @@ def find_faults(problem: StandardForm) -> list[tuple[str, Tensor, Status]]:
         if problem.exists is not None:
             nobody = ~problem.exists.any(0) & (below | above)
             faults.append(("the set is empty: mask leaves no coordinate", nobody, infeasible))
+            below, above = below & ~nobody, above & ~nobody
         faults.append(("the set is empty: total is below the sum of lower", below, infeasible))
         if problem.equality:
             faults.append(("the set is empty: total is above the sum of upper", above, infeasible))
@@ -159,8 +160,8 @@ def report_gradient(residual: Tensor, batch_shape: list[int], on_failure: str) -
 
 
 def _frames_of_ours() -> int:
-    """How many frames up the first one outside of this package is, so that a warning points at the user's line."""
+    """How many frames up the first one outside of this package and of torch is: a warning points at the user's line."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "solvers":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("solvers", "torch"):
         frame, level = frame.f_back, level + 1
     return level

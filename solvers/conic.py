@@ -23,6 +23,7 @@ from torch import Tensor
 
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.units import in_natural_units
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class CvxpyLayers:
             "acceleration_lookback": 0,
             "n_jobs_forward": 1,
         }
-        exact = _unit_scale(problem.map_tensors(Tensor.cpu).to(torch.float64))
+        exact, factor = in_natural_units(problem.map_tensors(Tensor.cpu).to(torch.float64))
         w = torch.zeros_like(exact.q)
         for items, program in _by_program(exact):
             w = w.index_copy(1, items, _solve_group(exact.select(items), program, args))
-        return w.to(device, dtype), torch.zeros(problem.batch, dtype=torch.long, device=device)
+        return (w * factor).to(device, dtype), torch.zeros(problem.batch, dtype=torch.long, device=device)
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,6 @@ class _Program:
     total: bool
     equality: bool
     symmetric: bool
-
-
-def _unit_scale(problem: StandardForm) -> StandardForm:
-    scale = problem.diagonal().detach().abs().mean(0)
-    return problem.scaled(torch.where(scale > 0, scale, 1.0).reciprocal())
 
 
 def _by_program(problem: StandardForm) -> list[tuple[Tensor, _Program]]:

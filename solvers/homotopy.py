@@ -12,6 +12,7 @@ found by following the segment in the direction ``±1`` until the total is met.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,8 +154,8 @@ def _solved_at(problem: StandardForm, stairs: Tensor, state: Tensor, w: Tensor, 
 
     The distances from the stairs' ends are drawn at random, so that on the way no two coordinates tie.
     """
-    generator = torch.Generator(device=w.device).manual_seed(seed)
-    jitter = 0.5 + torch.rand((problem.size, 1), generator=generator, dtype=w.dtype, device=w.device)
+    drawn = np.random.default_rng(seed).random((problem.size, 1))  # torch's own are refused inside vmap
+    jitter = 0.5 + torch.from_numpy(drawn).to(w)
     value = stairs.gather(0, state.unsqueeze(0))[0]
     lo, hi = stairs.gather(0, (state - 1).unsqueeze(0))[0], stairs.gather(0, (state + 1).unsqueeze(0))[0]
     free = state % 2 == 0

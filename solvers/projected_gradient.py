@@ -60,7 +60,7 @@ class ProjectedGradient:
 
     def start(self, problem: StandardForm) -> State:
         """The projection of 0 twice, as if it had been reached at rest, and the age of the momentum."""
-        w = prox(problem, torch.zeros_like(problem.q))
+        w = prox(problem, torch.zeros_like(problem.q), (1 / lipschitz(problem)).expand_as(problem.q))
         return w, w, torch.ones_like(w[0])
 
     def one_step(self, problem: StandardForm, w: Tensor) -> Tensor:

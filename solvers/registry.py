@@ -156,10 +156,13 @@ def recipe(solver: str | Solver, options: Mapping[str, object]) -> tuple[Hashabl
         options: Options that go with a flag.
 
     Raises:
-        TypeError: If ``solver`` is neither, or an object is given options.
+        TypeError: If ``solver`` is neither, an object is given options, or an option can be changed (it has no hash).
     """
     if isinstance(solver, str):
-        return solver, tuple(options.items())
+        for name, value in options.items():
+            if value.__hash__ is None:
+                raise TypeError(f"{name} must be a number, a word or another constant, but got {value!r}.")
+        return solver, tuple((name, plain_number(value)) for name, value in options.items())
     if not is_dataclass(solver) or isinstance(solver, type) or not callable(solver):
         raise TypeError(f"solver must be a flag such as 'pivot' or a solver such as Pivot(), but got {solver!r}.")
     if options:

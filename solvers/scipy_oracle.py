@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solvers.prox import clamp
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
+from solvers.units import in_natural_units
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,14 @@ class Scipy:
     def __call__(self, problem: StandardForm, tol: float, max_iter: int | None) -> tuple[Tensor, Tensor]:
         """Weights ``(L, B)`` and the iterations that scipy reports ``(B,)``."""
         del tol
-        scale = problem.diagonal().abs().mean(0)
-        scaled = problem.scaled(torch.where(scale > 0, scale, 1.0).reciprocal())
+        scaled, factor = in_natural_units(problem.to(torch.float64))
         symmetric = problem.is_symmetric().tolist()
         w, iterations = torch.zeros_like(problem.q), torch.zeros(problem.batch, dtype=torch.long)
         for b in range(problem.batch):
             item = scaled.map_tensors(lambda tensor, b=b: tensor[..., b].cpu().to(torch.float64))
             solution, iterations[b] = _solve(item, symmetric[b], 1000 if max_iter is None else max_iter)
             w[:, b] = torch.from_numpy(solution).to(w)
-        return w, iterations.to(w.device)
+        return clamp(problem, w * factor.to(w)), iterations.to(w.device)
 
 
 def _solve(item: StandardForm, symmetric: bool, max_iter: int) -> tuple[np.ndarray, int]:

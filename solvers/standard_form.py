@@ -6,7 +6,7 @@ vectors are contiguous, so every elementwise operation runs at the speed of memo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -146,8 +146,8 @@ TENSORS = tuple(f.name for f in fields(StandardForm) if f.name not in ("nonnegat
 
 
 def is_tracing(data: StandardForm | Tensor) -> bool:
-    """Whether ``torch.compile`` or ``torch.func.vmap`` is looking, so that no branch may depend on values."""
-    if torch.compiler.is_compiling():
+    """Whether ``torch.compile``, ``vmap`` or ``make_fx`` is looking, so that no branch may depend on values."""
+    if torch.compiler.is_compiling() or _is_recording():
         return True
     return any(_FUNCTORCH.is_batchedtensor(tensor) for tensor in _wrappers(data))
 
@@ -155,22 +155,29 @@ def is_tracing(data: StandardForm | Tensor) -> bool:
 def transform_depth(data: StandardForm) -> int:
     """How often the weights may have to be differentiated by transforms; 0 where none is on.
 
-    The number of transforms of ``torch.func`` that are nested here, at least 2. Under ``torch.compile`` that number is
-    not known, and 3 is returned.
+    The number of transforms of ``torch.func`` that are nested here, at least 2. Under ``torch.compile``, and where
+    ``make_fx`` records, that number is not known, and 3 is returned.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_recording():
         return 3
-    return max(2, len(_FUNCTORCH.get_interpreter_stack())) if any(True for _ in _wrappers(data)) else 0
+    return max(2, len(_FUNCTORCH.get_interpreter_stack())) if _wrappers(data) else 0
 
 
-def _wrappers(data: StandardForm | Tensor) -> Iterator[Tensor]:
-    """The tensors in which ``torch.func`` has wrapped the data, from the outermost in."""
+def _wrappers(data: StandardForm | Tensor) -> list[Tensor]:
+    """The tensors in which ``torch.func`` has wrapped the data, of each from the outermost in."""
+    found: list[Tensor] = []  # not a generator, which torch.compile cannot resume
     if _FUNCTORCH.peek_interpreter_stack() is None:
-        return
+        return found
     for tensor in [data] if isinstance(data, Tensor) else [getattr(data, name) for name in TENSORS]:
         while isinstance(tensor, Tensor) and _FUNCTORCH.is_functorch_wrapped_tensor(tensor):
-            yield tensor
+            found.append(tensor)
             tensor = _FUNCTORCH.get_unwrapped(tensor)
+    return found
+
+
+def _is_recording() -> bool:
+    """Whether ``make_fx`` records what is done, as ``torch.func.linearize`` lets it."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 _FUNCTORCH: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]

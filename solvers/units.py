@@ -27,26 +27,25 @@ def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
 
     The factor is ``(B,)`` with a sum and ``(L, B)`` without. Along a fixed sum ``q'`` is less its smallest entry.
     """
-    d = stiffness(problem)
-    q = without_common_slope(problem)
-    data = q.abs() if problem.l1 is None else q.abs() + problem.l1
-    if problem.total is None:
-        root = d.clamp_min(0.0).sqrt()
-        largest = root.amax(0)
-        e = _power_of_two(root.where(root > 0, largest))
-        problem = _times_e(replace(problem, q=q), e)
-        size = (data / e).amax(0)  # M' is about 1, so this is a weight
+    known = problem.detach()  # units are constants
+    d, q = stiffness(known), without_common_slope(known)
+    data = q.abs() if known.l1 is None else q.abs() + known.l1
+    problem = replace(problem, q=problem.q + (q - known.q))
+    if known.total is None:
+        largest = _power_of_two(d.amax(0))
+        root = (d / largest).clamp_min(0.0).sqrt()
+        e = _power_of_two(root.where(root > 0, 1.0))
+        problem = _times_e(problem, e)
+        size = (data / e).amax(0) / largest  # M' is about largest, so this is a weight
     else:
-        size = torch.where(problem.total == 0, data.amax(0) / d, problem.total.abs()).where(d > 0, 0.0)
+        size = torch.where(known.total == 0, data.amax(0) / d, known.total.abs()).where(d > 0, 0.0)
         e = None
-        problem = replace(problem, q=q)
-    size = size.where((size > 0) & size.isfinite(), _largest_bound(problem))  # M and q alone say nothing
-    if problem.total is not None:
-        size = size.where(size > 0, problem.total.abs())
+    size = size.where((size > 0) & size.isfinite(), _largest_bound(problem.detach()))  # M and q alone say nothing
+    if known.total is not None:
+        size = size.where(size > 0, known.total.abs())
     size = _power_of_two(size)
     problem = _times_weights(problem, 1 / size)
-    largest = problem.M.abs().amax((0, 1))
-    problem = problem.scaled(1 / _power_of_two(largest))
+    problem = problem.scaled(1 / _power_of_two(problem.M.detach().abs().amax((0, 1))))
     return problem, size if e is None else size / e
 
 
