@@ -226,7 +226,7 @@ def test_under_autocast_mixed_types_promote_as_torch_promotes_them(low):
         solve(AffineVI(leaf, half)).weights[0].backward()
     assert leaf.grad.dtype == torch.float32
     assert half.grad.dtype == low
-    with pytest.raises(ValueError, match="M has dtype torch.float32, but q has dtype"):
+    with pytest.raises(ValueError, match=r"M has dtype torch\.float32, but q has dtype"):
         AffineVI(eye, q.to(low))
 
 
