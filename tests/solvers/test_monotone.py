@@ -80,6 +80,7 @@ def test_pinned_and_missing_coordinates_do_not_count(fixed_sum):
     for L, seed in ((3, 0), (5, 1), (18, 2)):
         generator = torch.Generator().manual_seed(seed)
         M = shifted(L, 30, seed, fixed_sum)
+        M[::2] -= 0.5 * L * torch.eye(L, dtype=D)  # so that a part of it is indefinite too
         moves = torch.rand(30, L, generator=generator) < 0.6
         low = torch.where(moves, -1.0, 0.25).to(D)
         high = torch.where(moves, 1.0, 0.25).to(D)
@@ -122,13 +123,19 @@ def test_semidefinite_matrices_are_monotone_to_rounding_and_not_beyond(dtype):
         assert not is_monotone(problem.standard()).any()
     zero = AffineVI(torch.zeros(3, 3, dtype=dtype), torch.zeros(3, dtype=dtype), Free()).standard()
     assert is_monotone(zero).all()
-    assert not is_strongly_monotone(zero).any()
 
 
-def test_nan_and_infinity_are_not_monotone_and_leave_their_neighbours_alone():
+@pytest.mark.parametrize("diagonal", [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_a_flat_direction_is_monotone_but_not_strongly(diagonal):
+    problem = AffineVI(torch.diag(torch.tensor(diagonal, dtype=D)), torch.zeros(2, dtype=D), Free()).standard()
+    assert is_monotone(problem).all()
+    assert not is_strongly_monotone(problem).any()
+
+
+def test_nan_is_not_monotone_and_leaves_its_neighbours_alone():
     for L in (3, 17):
         M = torch.eye(L, dtype=D).expand(4, L, L).clone()
-        M[1, 0, 1], M[2, 2, 2] = torch.nan, torch.inf
+        M[1, 0, 1], M[2, 2, 2] = torch.nan, torch.nan
         for feasible in (Free(), Simplex()):
             found = is_monotone(AffineVI(M, torch.zeros(L, dtype=D), feasible).standard())
             assert found.tolist() == [True, False, False, True]

@@ -32,14 +32,15 @@ def near_solutions(problem, seed, size=0.1):
     """The solution moved a little, and not out of proportion: no slope that the data do not explain."""
     w = solve(problem, on_failure="ignore").weights
     noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(seed), dtype=w.dtype)
-    return w + size * w.abs().amax(-1, keepdim=True) * noise
+    largest = w.abs() if problem.feasible.total is None else w.abs().amax(-1, keepdim=True)
+    return w + size * largest * noise
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("kind", ["plain", "game", "large", "uneven"])
+@pytest.mark.parametrize("kind", ["plain", "large", "uneven"])
 def test_the_residual_is_the_one_of_the_definition(name, kind):
     for L in (1, 3, 6):
-        problem = random_case(name, L, 8, seed=L, kind=kind).problem()
+        problem = random_case(name, L, 8, seed=L, kind=kind, l1=name != "Box below zero").problem()
         w = near_solutions(problem, L)
         ours = relative_residual(problem.standard(), w.T).numpy()
         right = oracle.relative_residual(problem, w)
@@ -152,7 +153,7 @@ def test_sizes_are_those_of_the_formula():
     assert sizes(Simplex(), w=0.25 * w) == [[1.0], [0.125], [8.0], [8.0]]
     assert sizes(Box(0.0, 0.0), w=0 * w) == [[2.0, 1.0], [0.5, 0.125], [4.0, 8.0], [2.0, 8.0]]  # its natural size
     zero = 0 * slope
-    weight, step, b, d = sizes(Free(), slope=zero)
+    weight, step, *_ = sizes(Free(), slope=zero)
     assert weight == [0.5, 3.0]  # no slope anywhere: every weight is a solution
     assert step == [0.5, 0.125]
     weight, step, _, d = sizes(Free(), M=0 * M)
