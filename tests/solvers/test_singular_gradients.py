@@ -247,3 +247,14 @@ def test_gradients_of_random_singular_problems_are_finite_in_every_precision(dty
             w = solve(AffineVI(M, x, feasible), on_failure="ignore").weights
             (of_q,) = torch.autograd.grad((w * c).sum(), x)
             assert of_q.isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "one_step", "unrolled"])
+def test_a_matrix_of_zeros_has_a_finite_gradient_in_every_mode(gradient):
+    for feasible in (Box(), Simplex()):
+        M = torch.zeros(2, 2, dtype=D, requires_grad=True)
+        q = torch.tensor([-1.0, 1.0], dtype=D, requires_grad=True)
+        for solver in ("projected_gradient", "best_response"):
+            w = solve(AffineVI(M, q, feasible), solver, gradient, on_failure="ignore").weights
+            for found in torch.autograd.grad(w[0], (M, q)):
+                assert found.isfinite().all(), solver

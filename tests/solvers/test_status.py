@@ -107,8 +107,11 @@ def flat_problems(feasible, bounded, seed, L=5, count=60, dtype=D):
 def test_flat_problems_are_unbounded_exactly_if_they_fall_along_the_flat_direction(feasible, dtype):
     for seed in range(2):
         falling = solve(flat_problems(feasible, False, seed, dtype=dtype), on_failure="ignore")
-        assert (falling.status == Status.UNBOUNDED).all(), falling.status
-        if dtype == D:  # rounded to float32 a slope of zero is one of either sign
+        said = falling.status == Status.UNBOUNDED
+        if dtype == torch.float32:  # rounded data may fall to an end, far away
+            said |= falling.status == Status.ITERATION_LIMIT
+        assert said.all(), falling.status
+        if dtype == D:
             level = solve(flat_problems(feasible, True, seed), on_failure="ignore")
             assert (level.status == Status.SOLVED).all(), level.status
 
