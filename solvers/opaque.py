@@ -92,9 +92,10 @@ def certify(
 
 def inverse(problem: StandardForm, active: Active, batch_shape: list[int], on_failure: str) -> Tensor:
     """What maps ``(r, s)`` to the ``(x, ν)`` of `solve_kkt`, ``(L + 1, L + 1, B)``; reports where it is none."""
-    function = _inverse if is_tracing(problem) else _inverse._init_fn
     M = problem.M.detach()
-    return function(M, active.stiffness, active.free, active.tight, active.passes, batch_shape, on_failure)
+    return _chosen(_inverse, problem)(
+        M, active.stiffness, active.free, active.tight, active.passes, batch_shape, on_failure
+    )
 
 
 _MADE: dict[int, Solver] = {}
@@ -111,11 +112,15 @@ def _handle(kind: Hashable, options: tuple[tuple[str, object], ...]) -> int:
     return _HANDLES[key]
 
 
+def _chosen(operator: Any, problem: StandardForm) -> Any:
+    """The operator where somebody traces; else its function, into which a compiler that is on must not look either."""
+    return operator if is_tracing(problem) else _PLAIN[operator]
+
+
 def _call(operator: Any, problem: StandardForm, *arguments: object) -> Any:
     data = [getattr(problem, name) for name in TENSORS]
     data = [tensor.detach() if isinstance(tensor, Tensor) and tensor.requires_grad else tensor for tensor in data]
-    function = operator if is_tracing(problem) else operator._init_fn
-    return function(*data, problem.nonnegative, problem.equality, problem.symmetric, *arguments)
+    return _chosen(operator, problem)(*data, problem.nonnegative, problem.equality, problem.symmetric, *arguments)
 
 
 def _chunks(problem: StandardForm) -> Iterator[tuple[slice, StandardForm]]:
@@ -278,3 +283,5 @@ _register(_inspect, lambda M, q, *rest: q.new_empty(q.shape[-1:], dtype=torch.lo
 _register(_run, lambda M, q, *rest: (q.new_empty(q.shape), q.new_empty(q.shape[-1:], dtype=torch.long)))
 _register(_certify, _fake_certified)
 _register(_inverse, lambda M, d, free, *rest: M.new_empty((M.shape[0] + 1, M.shape[0] + 1, M.shape[-1])))
+
+_PLAIN = {operator: torch.compiler.disable(operator._init_fn) for operator in (_inspect, _run, _certify, _inverse)}

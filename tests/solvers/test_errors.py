@@ -130,7 +130,8 @@ FAULTS = {
                         "the set is empty: total is above the sum of upper"),
     "total too small": (lambda: AffineVI(EYE, Q, Budget(with_fault(-1.0, (1, 2), Q[..., 0].abs()))),
                         "the set is empty: total is below the sum of lower"),
-    "caps too small": (lambda: AffineVI(EYE, Q, CappedSimplex(with_fault(0.1, (1, 2), Q.abs()))), "the set is empty: total is above"),
+    "caps too small": (lambda: AffineVI(EYE, Q, CappedSimplex(with_fault(0.1, (1, 2), Q.abs()))),
+                       "the set is empty: total is above"),
     "empty mask": (lambda: AffineVI(EYE, Q, Simplex(mask=with_fault(False, (1, 2), Q.abs() > 0))),
                    "the set is empty: mask leaves no coordinate"),
 }  # fmt: skip
