@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.natural import stiffness
+from solvers.natural import NaturalMap
 from solvers.prox import Pieces, leaving_prices
 from solvers.standard_form import StandardForm
 
@@ -32,18 +32,18 @@ class Active(NamedTuple):
     passes: Tensor
 
 
-def active_set(problem: StandardForm, w: Tensor, on: Pieces, passes: Tensor) -> Active:
+def active_set(problem: StandardForm, w: Tensor, found: NaturalMap, passes: Tensor) -> Active:
     """The active set of ``w``, ``(L, B)``.
 
     Args:
         problem: The problem.
         w: Its solution.
-        on: The pieces on which it lies, ties counted as held (see `solvers.natural.natural_map`).
+        found: What the natural map says about it.
         passes: ``(B,)`` bool, the items through which gradients pass.
     """
+    on, d = found.on, found.stiffness
     if problem.total is not None and not problem.nonnegative:
         on = _with_one_free(problem, w, on)
-    d = stiffness(problem)
     largest = d if d.ndim == 1 else d.amax(0)
     d = d.where(d > 0, largest.where(largest > 0, 1.0))
     return Active(

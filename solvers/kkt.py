@@ -73,15 +73,16 @@ def solve_kkt(M: Tensor, d: Tensor, free: Tensor, tight: Tensor, r: Tensor, s: T
         rest = rest[~still]
     if rest.numel():
         found = found.replaced(rest, system.select(rest).least_squares(rounding))
-    return KKTSolution(*found, system.residual(found))
+    return KKTSolution(found.x, found.multiplier, found.residual)
 
 
 class _Found(NamedTuple):
     x: Tensor
     multiplier: Tensor
+    residual: Tensor
 
     def replaced(self, items: Tensor, by: _Found) -> _Found:
-        return _Found(self.x.index_copy(1, items, by.x), self.multiplier.index_copy(0, items, by.multiplier))
+        return _Found(*(ours.index_copy(-1, items, theirs) for ours, theirs in zip(self, by, strict=True)))
 
 
 class _System(NamedTuple):
@@ -97,16 +98,15 @@ class _System(NamedTuple):
     def select(self, items: Tensor) -> _System:
         return _System(*(tensor.index_select(-1, items) for tensor in self))
 
-    def left(self, found: _Found) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left of the equations, ``(L, B)`` and ``(B,)``, and the size of their terms, ``(L, B)``."""
-        products = self.M * found.x
-        terms = ordered_sum(products.abs(), 1) + found.multiplier.abs() + self.r.abs()
-        of_rows = (self.r - ordered_sum(products, 1) - found.multiplier) * self.free
-        return of_rows, (self.s - ordered_sum(found.x)) * self.tight, terms
+    def left(self, x: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left of the equations, ``(L, B)`` and ``(B,)``, and the sizes of their terms, ``(L, B)``."""
+        products = self.M * x
+        terms = ordered_sum(products.abs(), 1) + multiplier.abs() + self.r.abs()
+        of_rows = (self.r - ordered_sum(products, 1) - multiplier) * self.free
+        return of_rows, (self.s - ordered_sum(x)) * self.tight, terms
 
-    def residual(self, found: _Found) -> Tensor:
-        """The relative residual, ``(B,)``; inf for NaN."""
-        of_rows, of_sum, _ = self.left(found)
+    def relative(self, of_rows: Tensor, of_sum: Tensor) -> Tensor:
+        """What is left of the equations relative to the right-hand side, ``(B,)``; inf for NaN."""
         size = (self.r / self.root).abs().amax(0)
         size = torch.maximum(size, self.root.amax(0) * self.s.abs() * self.tight)
         error = torch.maximum((of_rows / self.root).abs().amax(0), self.root.amin(0) * of_sum.abs())
@@ -129,39 +129,44 @@ class _System(NamedTuple):
         multiplier = torch.where(self.tight, (ordered_sum(x) - self.s) / total, 0.0)
         x = torch.addcmul(x, per_unit, multiplier, value=-1)
         excess = torch.where(self.tight, (ordered_sum(x) - self.s) / total, 0.0)  # what rounding left of the sum
-        found = _Found(torch.addcmul(x, per_unit, excess, value=-1), multiplier + excess)
-        of_rows, of_sum, terms = self.left(found)
+        x, multiplier = torch.addcmul(x, per_unit, excess, value=-1), multiplier + excess
+        of_rows, of_sum, terms = self.left(x, multiplier)
         sound = (pivots >= SOUND_PIVOT * own).all(0) & (own > 0).all(0)
         sound &= (of_rows.abs() <= SOUND_RESIDUAL * terms).all(0)
-        sound &= of_sum.abs() <= SOUND_RESIDUAL * ordered_sum(found.x.abs())
+        natural = (self.r / (self.root * self.root)).abs().amax(0)  # where everything but one coordinate is held, x = 0
+        sound &= of_sum.abs() <= SOUND_RESIDUAL * (ordered_sum(x.abs()) + natural)
         sound &= ~self.tight | (total.abs() > SOUND_PIVOT * ordered_sum(per_unit.abs()))  # the pivot of the sum
-        return found, sound
+        return _Found(x, multiplier, self.relative(of_rows, of_sum)), sound
 
     def factorised(self, rounding: float) -> tuple[_Found, Tensor]:
         """By an LU factorisation with pivoting of the whole matrix, refined once, and where it is regular."""
         L, B = self.r.shape
+        size = L + 1 + -(L + 1) % 4  # see `solvers.linear.aligned`
         inside = self.free.to(self.M.dtype)
-        K = self.M.new_zeros((L + 1, L + 1, B))
+        K = self.M.new_zeros((size, size, B))
         K[:L, :L] = self.M / self.root.unsqueeze(0) / self.root.unsqueeze(1) * (inside.unsqueeze(1) * inside)
-        K[:L, :L].diagonal(dim1=0, dim2=1).add_((1 - inside).T)
         border = inside * self.tight * (self.root.amin(0) / self.root)  # of a common unit: 1
-        K[:L, L], K[L, :L], K[L, L] = border, border, (~self.tight).to(K.dtype)
-        K = aligned(K.permute(2, 0, 1))
-        LU, pivots, _ = torch.linalg.lu_factor_ex(K)
+        K[:L, L], K[L, :L] = border, border
+        diagonal = K.diagonal(dim1=0, dim2=1).T
+        diagonal[:L] += 1 - inside
+        diagonal[L] += ~self.tight
+        diagonal[L + 1 :] += 1
+        LU, pivots, _ = torch.linalg.lu_factor_ex(K.permute(2, 0, 1))
         diagonal = LU.diagonal(dim1=1, dim2=2).abs()
         regular = diagonal.amin(1) > rounding * diagonal.amax(1)  # False for NaN
 
-        def solved(of_rows: Tensor, of_sum: Tensor) -> _Found:
+        def solved(of_rows: Tensor, of_sum: Tensor) -> tuple[Tensor, Tensor]:
             last = (of_sum * self.root.amin(0)).unsqueeze(0)
-            more = of_rows.new_zeros((K.shape[1] - L - 1, B))
-            right = torch.cat((of_rows / self.root, last, more)).T.unsqueeze(-1)
-            z = torch.linalg.lu_solve(LU, pivots, right).squeeze(-1).T
-            return _Found(z[:L] / self.root, z[L] * self.root.amin(0) * self.tight)
+            right = torch.cat((of_rows / self.root, last, of_rows.new_zeros((size - L - 1, B))))
+            z = torch.linalg.lu_solve(LU, pivots, right.T.unsqueeze(-1)).squeeze(-1).T
+            return z[:L] / self.root, z[L] * self.root.amin(0) * self.tight
 
-        first = solved(self.r, self.s * self.tight)
-        of_rows, of_sum, _ = self.left(first)
-        more = solved(of_rows, of_sum)
-        return _Found(first.x + more.x, first.multiplier + more.multiplier), regular
+        x, multiplier = solved(self.r, self.s * self.tight)
+        of_rows, of_sum, _ = self.left(x, multiplier)
+        more = solved(of_rows, of_sum)  # refined once
+        x, multiplier = x + more[0], multiplier + more[1]
+        of_rows, of_sum, _ = self.left(x, multiplier)
+        return _Found(x, multiplier, self.relative(of_rows, of_sum)), regular
 
     def least_squares(self, rounding: float) -> _Found:
         """By the formula of this module, with singular values below ``rounding`` of the largest taken for 0."""
@@ -185,5 +190,7 @@ class _System(NamedTuple):
         along = ordered_sum(U * projected(self.r - ordered_sum(self.M * x0, 1)).unsqueeze(1))
         along = torch.where(kept, along / sizes, 0.0)
         x = x0 + ordered_sum(Vh * along.unsqueeze(1))
-        left = (self.r - ordered_sum(self.M * x, 1)) * self.free
-        return _Found(x, ordered_sum(left) / count * self.tight)
+        of_rows = (self.r - ordered_sum(self.M * x, 1)) * self.free
+        multiplier = ordered_sum(of_rows) / count * self.tight
+        of_rows, of_sum, _ = self.left(x, multiplier)
+        return _Found(x, multiplier, self.relative(of_rows, of_sum))

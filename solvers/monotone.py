@@ -61,7 +61,7 @@ def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_time
         tau = L * S.diagonal(dim1=0, dim2=1).abs().amax(-1)
         S = S + (tau if moves is None else tau * (moves.unsqueeze(0) & moves.unsqueeze(1)))
     S.diagonal(dim1=0, dim2=1).mul_(diagonal_times)
-    if L > 16:
+    if L > 8:
         factorised = torch.linalg.cholesky_ex(aligned(S.movedim(-1, 0))).info == 0
         return factorised & S.isfinite().all(1).all(0)
     found = torch.ones(S.shape[-1], dtype=torch.bool, device=S.device)

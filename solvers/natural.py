@@ -37,11 +37,13 @@ class NaturalMap(NamedTuple):
         tolerance: What it may be, a number.
         on: The linear pieces of the map, where a coordinate that ties with a threshold counts as held and a budget that
             is just spent as tight.
+        stiffness: ``d``, ``(B,)`` with a sum, ``(L, B)`` without.
     """
 
     residual: Tensor
     tolerance: float
     on: Pieces
+    stiffness: Tensor
 
 
 class Sizes(NamedTuple):
@@ -72,7 +74,7 @@ def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
     """
     residual, thresholds, sizes = _measured(problem, w)
     on = thresholds.pieces(TIE * torch.finfo(w.dtype).eps * sizes.weight)
-    return NaturalMap(residual, tolerance_of(problem, tol), on)
+    return NaturalMap(residual, tolerance_of(problem, tol), on, sizes.stiffness)
 
 
 def relative_residual(problem: StandardForm, w: Tensor) -> Tensor:
@@ -173,13 +175,19 @@ def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Siz
     on = thresholds.pieces()
     distance = (w - prox_on(problem, on, x, sizes.step)).abs()
     relative = torch.where(distance == 0, 0.0, distance / sizes.weight)  # x/0 = inf: only 0 is possible
-    explained = data + ordered_sum(magnitude * ~on.free, 1)
-    excess = _excess(problem, sizes, explained, w) / RUNAWAY
-    hidden = torch.finfo(
-        w.dtype
-    ).eps  # a slope so much smaller than the terms that it is the sum of may be rounded away
-    residual = torch.where(excess > 1, (relative + hidden) * excess, relative)
-    return residual.amax(0), thresholds, sizes
+    if _may_have_run_away(problem, sizes, data):
+        explained = data + ordered_sum(magnitude * ~on.free, 1)
+        excess = _excess(problem, sizes, explained, w) / RUNAWAY
+        hidden = torch.finfo(w.dtype).eps  # of a slope that much smaller than its terms nothing may be left
+        relative = torch.where(excess > 1, (relative + hidden) * excess, relative)
+    return relative.amax(0), thresholds, sizes
+
+
+def _may_have_run_away(problem: StandardForm, sizes: Sizes, data: Tensor) -> bool:
+    """Whether some slope is larger than ``|q| + λ`` and the total alone explain."""
+    if problem.total is not None:
+        data = data.amax(0) + sizes.stiffness * problem.total.abs()
+    return bool((sizes.slope > RUNAWAY * data).any())
 
 
 def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor, w: Tensor) -> Tensor:

@@ -223,7 +223,7 @@ def _certify(
             found = natural_map(chunk, x, tol)
             status = torch.where(sound, status_of(chunk, found, check_monotone), data[items])
             passes = sound & ((status == Status.SOLVED) | (not strict))
-            parts.append((found.residual, status, *active_set(chunk, x, found.on, passes)))
+            parts.append((found.residual, status, *active_set(chunk, x, found, passes)))
     residual, status, *active = (_joined(column).contiguous() for column in zip(*parts, strict=True))
     failed = torch.where(data == Status.SOLVED, status, Status.SOLVED)  # faults of the data have been reported
     report_failures(failed, residual, tol, batch_shape, on_failure)

@@ -243,8 +243,8 @@ def _polished(problem: StandardForm, w: Tensor) -> Tensor:
 
     The proximal point method stops as soon as slopes are right, where flat directions may leave weights less so.
     """
-    on = natural_map(problem, w, 0.0).on
-    active = active_set(problem, w, on, torch.ones_like(w[0], dtype=torch.bool))
+    there = natural_map(problem, w, 0.0)
+    on, active = there.on, active_set(problem, w, there, torch.ones_like(w[0], dtype=torch.bool))
     held = torch.zeros_like(w) if on.held is None else on.held
     start = torch.where(active.free, w, held)
     slope = problem.operator(start) if on.slope is None else problem.operator(start) + on.slope

@@ -18,6 +18,7 @@ from torch import Tensor
 from solvers.natural import stiffness, without_common_slope
 from solvers.standard_form import StandardForm
 
+MODERATE = 2.0**-20
 LARGEST = 120
 """Bound on the exponents, so that no factor leaves the normal range of float32."""
 
@@ -44,9 +45,16 @@ def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
     if known.total is not None:
         size = size.where(size > 0, known.total.abs())
     size = _power_of_two(size)
+    if e is None and _is_moderate(d, size):
+        return problem, torch.ones_like(size)
     problem = _times_weights(problem, 1 / size)
     problem = problem.scaled(1 / _power_of_two(problem.M.detach().abs().amax((0, 1))))
     return problem, size if e is None else size / e
+
+
+def _is_moderate(*sizes: Tensor) -> bool:
+    """Whether nothing is far from 1: then the numbers may stay as they are, since powers of two change no digit."""
+    return all(bool(((size > MODERATE) & (size < 1 / MODERATE)).all()) for size in sizes)
 
 
 def _power_of_two(x: Tensor) -> Tensor:
