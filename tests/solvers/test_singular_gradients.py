@@ -99,8 +99,8 @@ def wrong_gradients(name, L, channels, count, seed):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(("L", "channels"), [(4, 3), (4, 2), (10, 4)])
 def test_fewer_channels_than_scales_give_the_right_gradient(name, L, channels):
-    error, count = wrong_gradients(name, L, channels, 60, seed=1)
-    assert count > 10, "too few are clear of ties: choose another seed"
+    error, count = wrong_gradients(name, L, channels, 60 if L < 10 else 25, seed=1)
+    assert count > 5, "too few are clear of ties: choose another seed"
     # rounding 1e-16 · condition 1e5 / step 1e-6
     assert error.max() <= 1e-5, error.max()
     assert error.median() <= 1e-7
