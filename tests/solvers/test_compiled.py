@@ -12,8 +12,14 @@ from solvers.pivot import Pivot
 CLOSE = {"rtol": 0, "atol": 1e-10}  # the same arithmetic in another order, condition numbers up to 1e4
 D = torch.float64
 NAMES = ("Simplex", "Box half open", "signed budget", "CappedSimplex tensor")
-BACKENDS = ("eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow))
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+SLOW = pytest.mark.slow
+every_backend = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("eager", marks=SLOW)])
+IN_SHORT = [("signed budget", "eager"), ("signed budget", "aot_eager"), ("Simplex", "aot_eager")]
+IN_FULL = [(name, backend) for name in NAMES for backend in ("eager", "aot_eager")]
+IN_FULL += [("signed budget", "inductor")]
+sets_and_backends = pytest.mark.parametrize(
+    ("name", "backend"), [*IN_SHORT, *(pytest.param(*c, marks=SLOW) for c in IN_FULL if c not in IN_SHORT)]
+)
 
 
 def compiled(function, backend):
@@ -46,8 +52,7 @@ def hold(found, expected):
         torch.testing.assert_close(found[of], right, **CLOSE, msg=of)
 
 
-@every_backend
-@pytest.mark.parametrize("name", NAMES)
+@sets_and_backends
 def test_compiled_vmap_has_the_gradients_of_eager(name, backend):
     case, loss = case_and_loss(name, seed=1)
     expected = gradients(loss, case)
@@ -55,8 +60,7 @@ def test_compiled_vmap_has_the_gradients_of_eager(name, backend):
     hold(gradients(compiled(vmap(loss), backend), case), expected)
 
 
-@every_backend
-@pytest.mark.parametrize("name", NAMES)
+@sets_and_backends
 def test_compiled_gradients_by_transform_are_those_of_eager(name, backend):
     case, loss = case_and_loss(name, seed=2)
     expected = gradients(loss, case)
@@ -95,15 +99,14 @@ def strided(x, how):
 
 
 @pytest.mark.parametrize("how", ["transposed", "every other"])
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=SLOW)])
 def test_any_strides_give_the_same_numbers(how, backend):
-    for name in ("Simplex", "signed budget"):
-        case, loss = case_and_loss(name, seed=5)
-        expected = gradients(loss, case)
-        case.data.update({k: strided(v, how) for k, v in case.data.items()})
-        assert not case.data["q"].is_contiguous()
-        hold(grad(lambda data, loss=loss: loss(data).sum())(case.data), expected)
-        hold(compiled(vmap(grad(loss)), backend)(case.data), expected)
+    case, loss = case_and_loss("signed budget", seed=5)
+    expected = gradients(loss, case)
+    case.data.update({k: strided(v, how) for k, v in case.data.items()})
+    assert not case.data["q"].is_contiguous()
+    hold(grad(lambda data: loss(data).sum())(case.data), expected)
+    hold(compiled(vmap(grad(loss)), backend)(case.data), expected)
 
 
 def test_a_cotangent_of_any_strides_gives_the_same_gradient():
@@ -201,7 +204,7 @@ SOME = ("Simplex", "Box half open", "signed budget", "Free masked")
 
 
 @pytest.mark.parametrize("dtype", [D, torch.float32], ids=str)
-@pytest.mark.parametrize("name", [n if n in SOME else pytest.param(n, marks=pytest.mark.slow) for n in SETS])
+@pytest.mark.parametrize("name", [n if n in SOME else pytest.param(n, marks=SLOW) for n in SETS])
 def test_opcheck_passes_on_every_operator(name, dtype):
     problem = random_case(name, 3, 4, seed=9, dtype=dtype).problem()
     operators = arguments_of_operators(problem)

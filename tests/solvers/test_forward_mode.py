@@ -12,6 +12,18 @@ from solvers import AffineVI, ConvergenceError, Free, Simplex, solve
 D = torch.float64
 CLOSE = {"rtol": 0, "atol": 1e-9}  # the same linear systems, transposed; condition up to 1e4, gradients up to 1e2
 every_set = pytest.mark.parametrize("name", SETS)
+SOME = (
+    "Simplex",
+    "CappedSimplex masked",
+    "Box signed",
+    "Box half open",
+    "Budget tensor",
+    "signed sum",
+    "signed budget",
+)
+most_sets_when_slow = pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
+)
 
 
 def one_item(name, L=3, seed=0, kind="game"):
@@ -40,7 +52,7 @@ def test_jvp_is_the_slope_along_a_direction(name):
     torch.testing.assert_close(slope, right, rtol=1e-7, atol=1e-7)
 
 
-@every_set
+@most_sets_when_slow
 def test_linearize_is_jvp_at_a_point_that_stays(name):
     case, weights = one_item(name)
     value, linear = linearize(weights, case.data)
@@ -58,7 +70,7 @@ def test_forward_and_backward_jacobians_are_equal(name):
         torch.testing.assert_close(forward, backward[of], **CLOSE)
 
 
-@every_set
+@most_sets_when_slow
 def test_dual_numbers_of_autograd_carry_the_slope(name):
     case = away_from_ties(name, 3, 4, seed=2, kind="game")
     direction = random_direction(case.data, seed=2)
@@ -72,7 +84,7 @@ def test_dual_numbers_of_autograd_carry_the_slope(name):
     torch.testing.assert_close(found.tangent, right, rtol=1e-7, atol=1e-7)
 
 
-@every_set
+@most_sets_when_slow
 def test_gradcheck_holds_in_forward_mode(name):
     case = away_from_ties(name, 3, 1, seed=3, kind="game").leaves()
 
@@ -82,7 +94,7 @@ def test_gradcheck_holds_in_forward_mode(name):
     assert gradcheck(weights, tuple(case.data.values()), check_forward_ad=True, check_backward_ad=False)
 
 
-@every_set
+@most_sets_when_slow
 def test_the_hessian_is_that_of_autograd(name):
     case, weights = one_item(name, seed=4)
     c = torch.tensor([1.0, -2.0, 0.5], dtype=D)

@@ -80,8 +80,20 @@ def differences(function, x, step=1e-6):
     return torch.stack(columns, -1)
 
 
+def adjoint(M, w, problem, b, c):
+    """``∂(c·w)/∂q`` of one item by a dense solve of the KKT matrix."""
+    upper = torch.as_tensor(problem.feasible.upper, dtype=D).expand(w.shape)
+    free = ((w > 1e-9) & (w < upper - 1e-9))[b].numpy()
+    tight = bool(torch.as_tensor(problem.feasible.total - w.sum(-1))[b] < 1e-9)
+    g = np.zeros(len(free))
+    if free.any():
+        right = np.append(c[b].numpy()[free], [0.0] * tight)
+        g[free] = -np.linalg.solve(kkt_matrix(M[b].numpy(), free, tight).T, right)[: free.sum()]
+    return g
+
+
 def wrong_gradients(name, L, channels, count, seed):
-    """Items, those that are clear of ties, and the relative errors of their gradients."""
+    """The relative errors of gradients of items clear of ties: to the dense adjoint, and to differences."""
     M, q, c = gram_problems(L, channels, count, seed)
     build = SETS[name]
     items = clear_items(M, q, build)
@@ -89,31 +101,36 @@ def wrong_gradients(name, L, channels, count, seed):
     x = q.clone().requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the adjoint is regular: nothing to warn about
-        weights = solve(AffineVI(M, x, build(len(q), L))).weights
+        problem = AffineVI(M, x, build(len(q), L))
+        weights = solve(problem).weights
         (found,) = torch.autograd.grad((weights * c).sum(), x)
-    right = differences(lambda p: (solve(AffineVI(M, p, build(len(q), L)), on_failure="raise").weights * c).sum(-1), q)
     assert found.isfinite().all()
-    return (found - right).abs().amax(-1) / right.abs().amax(-1).clamp_min(1e-3), len(q)
+    dense = np.stack([adjoint(M, weights.detach(), problem, b, c) for b in range(len(q))])
+    slope = differences(lambda p: (solve(AffineVI(M, p, build(len(q), L)), on_failure="raise").weights * c).sum(-1), q)
+    size = slope.abs().amax(-1).clamp_min(1e-3)
+    return [(found - right).abs().amax(-1) / size for right in (torch.from_numpy(dense), slope)]
+
+
+def hold_right(name, L, channels, count, seed, least):
+    to_dense, to_differences = wrong_gradients(name, L, channels, count, seed)
+    assert len(to_dense) > least, "too few are clear of ties: choose another seed"
+    assert to_dense.max() <= 1e-9  # condition up to 1e5
+    assert to_differences.max() <= 1e-4  # rounding 1e-16 · condition 1e5 / step 1e-6, times 10
+    assert to_differences.median() <= 1e-6
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(("L", "channels"), [(4, 3), (4, 2), (10, 4)])
 def test_fewer_channels_than_scales_give_the_right_gradient(name, L, channels):
-    error, count = wrong_gradients(name, L, channels, 60, seed=1)
-    assert count > 10, "too few are clear of ties: choose another seed"
-    # rounding 1e-16 · condition 1e5 / step 1e-6
-    assert error.max() <= 1e-5, error.max()
-    assert error.median() <= 1e-7
+    hold_right(name, L, channels, 60 if L < 10 else 25, seed=1, least=5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(100, 104))
 def test_ten_thousand_rank_deficient_problems_have_the_right_gradient(name, seed):
     for L, channels in ((3, 2), (4, 2), (4, 3), (6, 3), (8, 5), (12, 4)):
-        error, count = wrong_gradients(name, L, channels, 300, seed=100 + seed)
-        assert count > 30
-        assert error.max() <= 1e-5
+        hold_right(name, L, channels, 300, seed, least=30)
 
 
 def test_the_published_case_of_four_scales_and_three_channels_is_right():

@@ -105,7 +105,7 @@ def flat_problems(feasible, bounded, seed, L=5, count=60, dtype=D):
 @pytest.mark.parametrize("feasible", [Free(), NonNegative(), SumTo(0.7)], ids=lambda C: type(C).__name__)
 @pytest.mark.parametrize("dtype", [D, torch.float32], ids=str)
 def test_flat_problems_are_unbounded_exactly_if_they_fall_along_the_flat_direction(feasible, dtype):
-    for seed in range(2):
+    for seed in (0,):
         falling = solve(flat_problems(feasible, False, seed, dtype=dtype), on_failure="ignore")
         said = falling.status == Status.UNBOUNDED
         if dtype == torch.float32:  # rounded data may fall to an end, far away
@@ -274,7 +274,7 @@ def test_faulty_data_are_said_and_give_nan(solver, what):
 def test_a_runaway_answer_is_never_solved_however_large_the_tolerance_of_its_size():
     """Two rows as a monotone problem: an unmet row makes multipliers run away, and with them every size."""
     generator = torch.Generator().manual_seed(0)
-    B, L, m = 100, 4, 2
+    B, L, m = 40, 4, 2
     Y = torch.randn(B, L, 2 * L, generator=generator, dtype=D)
     A = torch.randn(B, m, L, generator=generator, dtype=D)
     K = torch.zeros(B, L + m, L + m, dtype=D)

@@ -85,7 +85,7 @@ def hold_exactly(case, moved, of_weights, of_gradients, options):
 def test_powers_of_two_in_the_slopes_change_no_bit(name, dtype, exponents):
     for exponent in exponents:
         for kind in ("plain", "game", "rank deficient"):
-            case = random_case(name, 4, 6, seed=1, kind=kind, dtype=dtype)
+            case = random_case(name, 4, 4, seed=1, kind=kind, dtype=dtype)
             hold_exactly(case, *in_slopes(case, 2.0**exponent), DEFAULT)
 
 
@@ -94,7 +94,7 @@ def test_powers_of_two_in_the_slopes_change_no_bit(name, dtype, exponents):
 def test_powers_of_two_in_the_weights_change_no_bit(name, dtype):
     for exponent in (-30, 9):
         for kind in ("plain", "game", "rank deficient"):
-            case = random_case(name, 4, 6, seed=2, kind=kind, dtype=dtype)
+            case = random_case(name, 4, 4, seed=2, kind=kind, dtype=dtype)
             hold_exactly(case, *in_weights(case, 2.0**exponent), DEFAULT)
 
 
@@ -102,7 +102,7 @@ def test_powers_of_two_in_the_weights_change_no_bit(name, dtype):
 @PRECISIONS
 def test_powers_of_two_change_no_bit_in_any_solver_and_gradient(options, dtype):
     for name in ("Simplex masked", "Box signed", "signed budget"):
-        case = away_from_ties(name, 3, 3, seed=3, kind="game", margin=0.02)
+        case = away_from_ties(name, 3, 2, seed=3, margin=0.02)
         case = replace(case, data={k: v.to(dtype) for k, v in case.data.items()})
         for exponent in (-22, 20):
             hold_exactly(case, *in_slopes(case, 2.0**exponent), options)
@@ -238,11 +238,11 @@ def test_single_precision_follows_its_units_where_ties_were_once_measured_in_slo
 )
 def test_units_near_the_ends_of_the_range_of_the_type_are_units_too(options, dtype, exponents):
     for name in ("Simplex", "Box", "Budget"):
-        case = away_from_ties(name, 3, 3, seed=10, kind="game", margin=0.02)
+        case = away_from_ties(name, 3, 3, seed=10, margin=0.02)
         case = replace(case, data={k: v.to(dtype) for k, v in case.data.items()})
         solution = solve(case.problem(), on_failure="raise", **options)
         for exponent in exponents:
-            other = solve(in_slopes(case, 2.0**exponent)[0].problem(), on_failure="ignore", **options)
+            other = solve(in_slopes(case, 2.0**exponent)[0].problem(), on_failure="ignore", max_iter=2000, **options)
             assert other.converged.all(), f"{name} 2^{exponent}"
             atol = 1e2 * float(solution.tolerance.max())  # the tolerance, times the condition
             torch.testing.assert_close(other.weights, solution.weights, rtol=0, atol=atol)
