@@ -115,7 +115,7 @@ def solve(
         raise ValueError(f"on_failure must be one of {ON_FAILURE}, but got {on_failure!r}.")
     tol, max_iter = _checked_limits(tol, max_iter)
     kind, settings = recipe(solver, options)
-    method = make_solver(kind, dict(settings))
+    method = make_solver(kind, dict(settings)) if isinstance(solver, str) else solver
     name = solver if isinstance(solver, str) else type(solver).__name__
     _check_gradient(name, method, gradient)
     method.check_set(problem.feasible)

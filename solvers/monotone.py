@@ -40,7 +40,7 @@ def is_monotone(problem: StandardForm, eps: float | None = None) -> Tensor:
 
 def is_strongly_monotone(problem: StandardForm) -> Tensor:
     """Which items are known to have ``dᵀMd > 0`` by a margin, 1e-9 of the diagonal; ``(B,)`` bool."""
-    return has_cholesky(problem.M, None, problem.total is not None and problem.equality, 1 - 1e-9)
+    return has_cholesky(problem.M, None, problem.total is not None and problem.equality, 1 - 1e-9, definite=True)
 
 
 def _movable(problem: StandardForm) -> Tensor | None:
@@ -50,12 +50,16 @@ def _movable(problem: StandardForm) -> Tensor | None:
     return problem.lower < problem.upper
 
 
-def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_times: float) -> Tensor:
-    """Whether ``½(M + Mᵀ)``, with its diagonal times a number, has a Cholesky factor, ``(B,)`` bool; False for NaN.
+def has_cholesky(
+    M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_times: float, *, definite: bool = False
+) -> Tensor:
+    """Whether ``½(M + Mᵀ)``, its diagonal times a number, has a Cholesky factor, ``(B,)`` bool; False for NaN and Inf.
 
     Along a fixed sum ``S + τ11ᵀ`` is tried: definite for a large ``τ`` if ``S`` is definite along it (Debreu 1952).
+    Unless ``definite`` is asked for, rows and columns of zeros do not count (for small sizes).
     """
     S = 0.5 * (M + M.transpose(0, 1))
+    finite = S.isfinite().all(1).all(0)
     L = S.shape[0]
     if fixed_sum:
         tau = L * S.diagonal(dim1=0, dim2=1).abs().amax(-1)
@@ -63,11 +67,11 @@ def has_cholesky(M: Tensor, moves: Tensor | None, fixed_sum: bool, diagonal_time
     S.diagonal(dim1=0, dim2=1).mul_(diagonal_times)
     if L > 8:
         factorised = torch.linalg.cholesky_ex(aligned(S.movedim(-1, 0))).info == 0
-        return factorised & S.isfinite().all(1).all(0)
-    found = torch.ones(S.shape[-1], dtype=torch.bool, device=S.device)
+        return factorised & finite
+    found = finite
     for k in range(L):  # S ← Schur complement of its first row and column
         pivot, column = S[0, 0], S[0, 1:]
-        found &= (pivot > 0) | ((pivot == 0) & (column == 0).all(0))
+        found = found & ((pivot > 0) if definite else (pivot > 0) | ((pivot == 0) & (column == 0).all(0)))
         rate = column / pivot.where(pivot > 0, 1.0)
         if k < L - 1:
             S = torch.addcmul(S[1:, 1:], column.unsqueeze(0), rate.unsqueeze(1), value=-1)
@@ -92,4 +96,10 @@ def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool, ro
         mean = rows.sum(0) / count
         S = S - rows.unsqueeze(0) * inside.unsqueeze(1) - rows.unsqueeze(1) * inside.unsqueeze(0)
         S = S + mean * inside.unsqueeze(0) * inside.unsqueeze(1)
-    return finite & (torch.linalg.eigvalsh(aligned(S.movedim(-1, 0)))[..., 0] >= -rounding)
+    radius = S.abs().sum(1) - S.diagonal(dim1=0, dim2=1).T.abs()
+    found = finite & ((S.diagonal(dim1=0, dim2=1).T - radius).amin(0) >= -rounding)  # Gershgorin's discs
+    rest = (finite & ~found).nonzero()[:, 0]
+    if rest.numel():  # in float64, since LAPACK's float32 may not converge
+        S = aligned(S[..., rest].double().movedim(-1, 0))
+        found[rest] = torch.linalg.eigvalsh(S)[..., 0] >= -rounding
+    return found

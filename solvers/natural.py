@@ -2,8 +2,9 @@ r"""The natural map ``w ↦ prox_γ(w − γ(Mw + q))``: for every step ``γ > 0
 
 Weights and ``Mw + q`` have different units, so the steps, in units of weights per slope, are taken from the data::
 
-    b = |q| + λ + |M||w|               the size of a slope,
-    a = min(max(b / d, |w|), reach)    the size of a weight, with the stiffness d and the reach of the set,
+    b = |q| + λ + |M||w|                       the size of a slope,
+    a = min(max(b / d, |w|), reach, common)    the size of a weight, with the stiffness d, the reach of the set and
+                                               what all weights have in common (see `sizes_of`),
     γ = a / b
 
 With a sum all coordinates share their unit and sizes are those of the item; without one every coordinate has its own.
@@ -25,6 +26,8 @@ TIE = 1e2
 """Width of a tie, in roundings of the size of a weight."""
 RUNAWAY = 1e3
 """How much larger than the data explain a slope may be before the residual is measured by the data alone."""
+SUSPICIOUS = 30
+"""How much larger than that a slope may be before the weights have to be confirmed, see `solvers.unsolved`."""
 FAR = 1e10
 """The reach of a set explains weights, unless it is so many times what ``|q| + λ`` asks for that it stands for none."""
 
@@ -38,12 +41,14 @@ class NaturalMap(NamedTuple):
         on: The linear pieces of the map, where a coordinate that ties with a threshold counts as held and a budget that
             is just spent as tight.
         stiffness: ``d``, ``(B,)`` with a sum, ``(L, B)`` without.
+        excess: ``(B,)``, how many times larger than the data explain the slopes are; ``None`` where no item's are.
     """
 
     residual: Tensor
     tolerance: float
     on: Pieces
     stiffness: Tensor
+    excess: Tensor | None
 
 
 class Sizes(NamedTuple):
@@ -72,9 +77,9 @@ def natural_map(problem: StandardForm, w: Tensor, tol: float) -> NaturalMap:
 
     The tolerance is ``tol + 16(L + 4)ε``: the machine epsilon ``ε`` times what rounding alone puts into the residual.
     """
-    residual, thresholds, sizes = _measured(problem, w)
+    residual, thresholds, sizes, excess = _measured(problem, w)
     on = thresholds.pieces(TIE * torch.finfo(w.dtype).eps * sizes.weight)
-    return NaturalMap(residual, tolerance_of(problem, tol), on, sizes.stiffness)
+    return NaturalMap(residual, tolerance_of(problem, tol), on, sizes.stiffness, excess)
 
 
 def relative_residual(problem: StandardForm, w: Tensor) -> Tensor:
@@ -143,16 +148,24 @@ def reach(problem: StandardForm) -> Tensor:
     return torch.maximum(lower.abs(), high.abs()).amax(0)
 
 
-def sizes_of(problem: StandardForm, w: Tensor, slope: Tensor) -> Sizes:
-    """The sizes at ``w``, from ``b`` of each coordinate, ``(L, B)``."""
+def sizes_of(problem: StandardForm, w: Tensor, q: Tensor, slope: Tensor) -> Sizes:
+    """The sizes at ``w``, from ``q`` and ``b`` of each coordinate, ``(L, B)``.
+
+    Without a sum the sizes of all coordinates have to do with each other in units in which their stiffness is 1. There
+    no weight is larger than the largest of those at hand and of what pulls at them, ``(|q| − λ)₊``, and rounding of one
+    slope reaches the others.
+    """
     d, most = stiffness(problem), reach(problem)
+    pull = q.abs() if problem.l1 is None else (q.abs() - problem.l1).clamp_min(0.0)
     if problem.total is not None:
         slope, largest = slope.amax(0), w.abs().amax(0)
+        common = torch.maximum(pull.amax(0) / d, torch.maximum(problem.total.abs(), largest))
     else:
-        largest = w.abs()
-        e = d.clamp_min(0.0).sqrt()  # in units in which all have the stiffness 1, rounding of one reaches the others
+        largest, e = w.abs(), d.clamp_min(0.0).sqrt()
         slope = slope + torch.finfo(w.dtype).eps * e * torch.where(d > 0, slope / e, 0.0).amax(0)
+        common = torch.where(d > 0, torch.maximum(pull / e, e * largest), 0.0).amax(0) / e
     bound = torch.maximum(most, largest).where(most > 0, torch.inf)  # where all is pinned at 0, its natural size
+    bound = torch.minimum(bound, common.where(common > 0, torch.inf))  # where nothing pulls and all is 0, likewise
     weight = torch.minimum(torch.maximum(slope / d, largest), bound)  # x/0 = inf
     weight = weight.where(slope > 0, largest)  # no slope anywhere: every weight of the set is a solution
     untouched = weight.isinf()  # by M, and without a bound
@@ -163,31 +176,33 @@ def sizes_of(problem: StandardForm, w: Tensor, slope: Tensor) -> Sizes:
     return Sizes(weight, step, slope, d)
 
 
-def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Sizes]:
-    """The relative residual, the thresholds of the map and the sizes."""
+def _measured(problem: StandardForm, w: Tensor) -> tuple[Tensor, Thresholds, Sizes, Tensor | None]:
+    """The relative residual, the thresholds of the map, the sizes, and the excess where there is one."""
     products = problem.M * w
     q = without_common_slope(problem)
     magnitude = products.abs()
     data = q.abs() if problem.l1 is None else q.abs() + problem.l1
-    sizes = sizes_of(problem, w, data + ordered_sum(magnitude, 1))
+    sizes = sizes_of(problem, w, q, data + ordered_sum(magnitude, 1))
     x = w - sizes.step * (ordered_sum(products, 1) + q)
     thresholds = Thresholds(problem, x, sizes.step)
     on = thresholds.pieces()
     distance = (w - prox_on(problem, on, x, sizes.step)).abs()
     relative = torch.where(distance == 0, 0.0, distance / sizes.weight)  # x/0 = inf: only 0 is possible
+    excess = None
     if _may_have_run_away(problem, sizes, data):
         explained = data + ordered_sum(magnitude * ~on.free, 1)
-        excess = _excess(problem, sizes, explained, w) / RUNAWAY
+        excess = _excess(problem, sizes, explained, w)
         hidden = torch.finfo(w.dtype).eps  # of a slope that much smaller than its terms nothing may be left
-        relative = torch.where(excess > 1, (relative + hidden) * excess, relative)
-    return relative.amax(0), thresholds, sizes
+        relative = torch.where(excess > RUNAWAY, (relative + hidden) * (excess / RUNAWAY), relative)
+        excess = excess if excess.ndim == 1 else excess.amax(0)
+    return relative.amax(0), thresholds, sizes, excess
 
 
 def _may_have_run_away(problem: StandardForm, sizes: Sizes, data: Tensor) -> bool:
     """Whether some slope is larger than ``|q| + λ`` and the total alone explain."""
     if problem.total is not None:
         data = data.amax(0) + sizes.stiffness * problem.total.abs()
-    return bool((sizes.slope > RUNAWAY * data).any())
+    return bool((sizes.slope > SUSPICIOUS * data).any())
 
 
 def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor, w: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def _certify(
         for items, chunk in _chunks(problem):
             x, sound = w[:, items], data[items] == Status.SOLVED
             found = natural_map(chunk, x, tol)
-            status = torch.where(sound, status_of(chunk, found, check_monotone), data[items])
+            status = torch.where(sound, status_of(chunk, x, found, check_monotone), data[items])
             passes = sound & ((status == Status.SOLVED) | (not strict))
             parts.append((found.residual, status, *active_set(chunk, x, found, passes)))
     residual, status, *active = (_joined(column).contiguous() for column in zip(*parts, strict=True))

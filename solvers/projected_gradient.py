@@ -98,7 +98,15 @@ class ProjectedGradient:
 def lipschitz(problem: StandardForm) -> Tensor:
     """An upper bound on the spectral norm ``‖M‖``, ``(B,)``: ``min(‖M‖_F, √(‖M‖_1 ‖M‖_∞))``; 1 where ``M = 0``."""
     magnitude = problem.M.abs()
-    frobenius = ordered_sum((magnitude * magnitude).flatten(0, 1)).sqrt()
-    rows_and_columns = (ordered_sum(magnitude).amax(0) * ordered_sum(magnitude, 1).amax(0)).sqrt()
+    largest = magnitude.detach().amax((0, 1))
+    unit = largest.where(largest > 0, 1.0)
+    magnitude = magnitude / unit  # whose squares stay in the range of the type
+    frobenius = _root(ordered_sum((magnitude * magnitude).flatten(0, 1)))
+    rows_and_columns = _root(ordered_sum(magnitude).amax(0) * ordered_sum(magnitude, 1).amax(0))
     bound = torch.minimum(frobenius, rows_and_columns)
-    return torch.where(bound > 0, bound, 1.0)
+    return unit * torch.where(bound > 0, bound, 1.0)
+
+
+def _root(x: Tensor) -> Tensor:
+    """``√x`` with a derivative of 0 at 0."""
+    return torch.where(x > 0, x.where(x > 0, 1.0).sqrt(), 0.0)

@@ -19,8 +19,7 @@ from solvers.natural import stiffness, without_common_slope
 from solvers.standard_form import StandardForm
 
 MODERATE = 2.0**-20
-LARGEST = 120
-"""Bound on the exponents, so that no factor leaves the normal range of float32."""
+"""Sizes between this and its inverse may stay as they are."""
 
 
 def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
@@ -59,8 +58,8 @@ def _is_moderate(*sizes: Tensor) -> bool:
 
 def _power_of_two(x: Tensor) -> Tensor:
     """The power of two just below ``x``, 1 where ``x`` is not a positive number."""
-    exponent = torch.frexp(x.where((x > 0) & x.isfinite(), 1.0)).exponent - 1
-    return torch.ldexp(torch.ones_like(x), exponent.clamp(-LARGEST, LARGEST))
+    x = x.where((x > 0) & x.isfinite(), 1.0)
+    return x / (2 * torch.frexp(x).mantissa)  # which is exact
 
 
 def _largest_bound(problem: StandardForm) -> Tensor:

@@ -1,5 +1,8 @@
 r"""The status of an answer: why weights that are not a solution are none.
 
+Where slopes are the differences of terms much larger than the data, rounding may hide what is left of them. Such
+weights are confirmed: the equations on their pieces, solved in float64 (`solvers.kkt`), have a solution, and it is near.
+
 A monotone problem has no solution if its set holds a direction ``d`` without end along which the cost falls at a
 constant rate: ``Md = 0`` and ``q·d + Σ λ_i|d_i| < 0``. (If ``w`` were a solution, ``w + d`` would contradict it, since
 ``dᵀMd = 0`` makes ``Mᵀd = −Md = 0``.) Solutions with ``M + ρI`` run along such a direction as ``ρ → 0``.
@@ -12,24 +15,33 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from solvers.active import active_set
+from solvers.checks import SINGULAR
+from solvers.kkt import solve_kkt
 from solvers.monotone import is_monotone
-from solvers.natural import NaturalMap
+from solvers.natural import SUSPICIOUS, NaturalMap
 from solvers.pivot import Pivot
 from solvers.standard_form import StandardForm
 from solvers.status import Status
+from solvers.sums import ordered_sum
 from solvers.units import in_natural_units
 
+NEAR = 1e-2
+"""How far from weights that are confirmed a solution may be, relative to the largest."""
 RHO = 1e-8
 """The ridge of the problem whose solution shows the direction."""
 
 
-def status_of(problem: StandardForm, found: NaturalMap, check_monotone: bool) -> Tensor:
+def status_of(problem: StandardForm, w: Tensor, found: NaturalMap, check_monotone: bool) -> Tensor:
     """The `Status` of each item's weights, ``(B,)``, from what the natural map says about them.
 
     In a game, ``M`` not symmetric, a vanishing residual makes an equilibrium wherever every player's own cost is
     convex, ``M_ii ≥ 0``, monotone or not. Where ``M`` is symmetric it may make a maximum.
     """
     within = found.residual <= found.tolerance  # False for NaN
+    if found.excess is not None:
+        large = (within & (found.excess > SUSPICIOUS)).nonzero()[:, 0]
+        within[large] = _is_confirmed(problem, w, found, large)
     status = torch.where(within, Status.SOLVED.value, Status.ITERATION_LIMIT.value)
     if check_monotone:
         monotone = is_monotone(problem)
@@ -40,6 +52,20 @@ def status_of(problem: StandardForm, found: NaturalMap, check_monotone: bool) ->
     if left.numel():
         status[left] = torch.where(_is_unbounded(problem.select(left)), Status.UNBOUNDED.value, status[left])
     return status
+
+
+def _is_confirmed(problem: StandardForm, w: Tensor, found: NaturalMap, items: Tensor) -> Tensor:
+    """Which of some items have a solution on the pieces of ``w`` within `NEAR` of the largest weight, ``(n,)`` bool."""
+    active = active_set(problem, w, found, torch.ones_like(w[0], dtype=torch.bool))
+    free, tight, _, _, d, _ = (tensor[..., items] for tensor in active)
+    slope = None if found.on.slope is None else found.on.slope[:, items].double()
+    sub, w = problem.select(items), w[:, items].double()
+    exact = sub.to(torch.float64)
+    g = exact.operator(w) if slope is None else exact.operator(w) + slope
+    missing = torch.zeros_like(g[0]) if exact.total is None else exact.total - ordered_sum(w)
+    step = solve_kkt(sub.M, d, free, tight, -g, missing)
+    e = d.double().sqrt()
+    return (step.residual <= SINGULAR) & ((e * step.x).abs().amax(0) <= NEAR * (e * w).abs().amax(0))
 
 
 def _is_unbounded(problem: StandardForm) -> Tensor:

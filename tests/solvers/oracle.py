@@ -146,7 +146,8 @@ def relative_residual(problem, weights):
         d = balance(M)
     else:
         d, slope, size = np.abs(M).max((1, 2))[:, None], slope.max(1, keepdims=True), size.max(1, keepdims=True)
-        most = data["lower"] + (total - data["lower"].sum(1))[:, None]
+        with np.errstate(invalid="ignore"):  # −inf + inf: no bound
+            most = data["lower"] + (total - data["lower"].sum(1))[:, None]
         reach = np.maximum(np.abs(data["lower"]), np.abs(np.fmin(data["upper"], most))).max(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         natural = np.maximum(np.where(slope > 0, slope / d, size), size)
