@@ -35,13 +35,15 @@ def set_solver(
 
 
 @contextmanager
-def solver_within(model: nn.Module, solver: str | Solver, gradient: str, **options: object) -> Iterator[None]:
+def solver_within(
+    model: nn.Module, solver: str | Solver, gradient: str, *, on_failure: str | None = None, **options: object
+) -> Iterator[None]:
     """Within it, every fusion of a model is solved by another solver; afterwards by its own again."""
     fusions = fusions_of(model)
     own = [fusion.choice for fusion in fusions]
     try:
         for fusion in fusions:
-            fusion.choice = fusion.checked_choice(solver, gradient, None, options)
+            fusion.choice = fusion.checked_choice(solver, gradient, on_failure, options)
         yield
     finally:
         for fusion, choice in zip(fusions, own, strict=True):

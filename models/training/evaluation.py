@@ -86,13 +86,13 @@ def guess(model: nn.Module, tokens: Tensor, batch: int = 8) -> Guesses:
 
 
 @contextmanager
-def solved_by(model: nn.Module, solver: str, **options: object) -> Iterator[None]:
+def solved_by(model: nn.Module, solver: str, *, on_failure: str | None = None, **options: object) -> Iterator[None]:
     """Within it, every fusion of a model is solved by another solver; afterwards by its own again.
 
     Within it the gradient is "implicit", the one that every solver takes: a model that learned through unrolled steps
     can be judged by an exact solver.
     """
-    with solver_within(model, solver, "implicit", **options):
+    with solver_within(model, solver, "implicit", on_failure=on_failure, **options):
         yield
 
 

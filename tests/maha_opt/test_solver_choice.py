@@ -245,6 +245,8 @@ def test_a_solver_for_a_while_is_gone_afterwards_whatever_happens():
     before = state(model.first), state(model.second)
     with solver_within(model, "projected_gradient", "unrolled", unroll=2):
         assert model.second.solver_options == {"unroll": 2}
+    with solver_within(model, "pivot", "implicit", on_failure="ignore"):
+        assert {model.first.on_failure, model.second.on_failure} == {"ignore"}
     assert (state(model.first), state(model.second)) == before
     with pytest.raises(ValueError, match="Simplex only"), solver_within(model, "softmax", "implicit"):
         raise AssertionError("unreachable")
