@@ -48,7 +48,7 @@ def attach_implicit_gradient(
         batch_shape: The user's batch dimensions, for messages.
         on_failure: What to do about a backward system without a solution: ``"raise"``, ``"warn"`` or ``"ignore"``.
     """
-    orders = transform_depth(problem)
+    orders = transform_depth()
     if orders:
         return _refined(problem, w, active, orders, inverse(problem, active, batch_shape, on_failure))
     data = (problem.M, problem.q, problem.lower, problem.upper, problem.l1, problem.total)

@@ -26,6 +26,8 @@ TIE = 1e2
 """Width of a tie, in roundings of the size of a weight."""
 RUNAWAY = 1e3
 """How much larger than the data explain a slope may be before the residual is measured by the data alone."""
+LEAST_PULL = 1e-3
+"""How little of ``|q| + λ`` may be taken for what pulls at a weight."""
 SUSPICIOUS = 30
 """How much larger than that a slope may be before the weights have to be confirmed, see `solvers.unsolved`."""
 FAR = 1e10
@@ -136,6 +138,20 @@ def balanced(M: Tensor) -> Tensor:
     return (e * e * largest).where(S.amax(1) > 0, 0.0)
 
 
+def balance(d: Tensor) -> Tensor:
+    """``e``, ``(L, B)``, such that ``d_i/e_i²`` is the same power of two for all i; 0 where ``d`` is.
+
+    Ratios of ``e`` are those of ``√d``; in this form powers of two in ``d`` change no digit of them.
+    """
+    return (d / power_of_two(d.amax(0))).clamp_min(0.0).sqrt()
+
+
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of two just below ``x``, 1 where ``x`` is not a positive number."""
+    x = x.where((x > 0) & x.isfinite(), 1.0)
+    return x / (2 * torch.frexp(x).mantissa)  # which is exact
+
+
 def reach(problem: StandardForm) -> Tensor:
     """The largest ``|w|`` of the set, inf where there is none: ``(B,)`` with a sum, ``(L, B)`` without."""
     if problem.total is not None and problem.nonnegative:
@@ -152,18 +168,20 @@ def sizes_of(problem: StandardForm, w: Tensor, q: Tensor, slope: Tensor) -> Size
     """The sizes at ``w``, from ``q`` and ``b`` of each coordinate, ``(L, B)``.
 
     Without a sum the sizes of all coordinates have to do with each other in units in which their stiffness is 1. There
-    no weight is larger than the largest of those at hand and of what pulls at them, ``(|q| − λ)₊``, and rounding of one
-    slope reaches the others.
+    no weight is larger than the largest of those at hand and of what pulls at them, ``|q| − λ`` (but not less than
+    `LEAST_PULL` of ``|q| + λ``), and rounding of one slope reaches the others.
     """
     d, most = stiffness(problem), reach(problem)
-    pull = q.abs() if problem.l1 is None else (q.abs() - problem.l1).clamp_min(0.0)
+    pull = q.abs()
+    if problem.l1 is not None:
+        pull = torch.maximum(pull - problem.l1, LEAST_PULL * (pull + problem.l1))
     if problem.total is not None:
         slope, largest = slope.amax(0), w.abs().amax(0)
         common = torch.maximum(pull.amax(0) / d, torch.maximum(problem.total.abs(), largest))
     else:
-        largest, e = w.abs(), d.clamp_min(0.0).sqrt()
+        largest, e = w.abs(), balance(d)
         slope = slope + torch.finfo(w.dtype).eps * e * torch.where(d > 0, slope / e, 0.0).amax(0)
-        common = torch.where(d > 0, torch.maximum(pull / e, e * largest), 0.0).amax(0) / e
+        common = torch.where(d > 0, torch.maximum(pull * e / d, e * largest), 0.0).amax(0) / e
     bound = torch.maximum(most, largest).where(most > 0, torch.inf)  # where all is pinned at 0, its natural size
     bound = torch.minimum(bound, common.where(common > 0, torch.inf))  # where nothing pulls and all is 0, likewise
     weight = torch.minimum(torch.maximum(slope / d, largest), bound)  # x/0 = inf
@@ -217,6 +235,6 @@ def _excess(problem: StandardForm, sizes: Sizes, explained: Tensor, w: Tensor) -
     bounded = torch.minimum(largest, most).where(most <= FAR * explained / d, 0.0)
     explained = torch.maximum(explained, (d * bounded).where(d > 0, 0.0))
     if problem.total is None:
-        e = d.clamp_min(0.0).sqrt()
+        e = balance(d)
         explained = torch.maximum(explained, e * torch.where(d > 0, explained / e, 0.0).amax(0))
     return torch.where(explained > 0, sizes.slope / explained, 1.0)

@@ -25,7 +25,7 @@ from solvers.homotopy import follow_path
 from solvers.kkt import solve_kkt
 from solvers.linear import solve_pieces
 from solvers.monotone import is_monotone, is_strongly_monotone
-from solvers.natural import natural_map, reach, relative_residual, tolerance_of
+from solvers.natural import natural_map, power_of_two, reach, relative_residual, tolerance_of
 from solvers.prox import Pieces, clamp, pieces, prox, shrink
 from solvers.sets import FeasibleSet
 from solvers.standard_form import StandardForm
@@ -76,7 +76,7 @@ class Pivot:
 
 
 def _untouched_settled(problem: StandardForm) -> StandardForm:
-    """Coordinates that ``M`` does not touch, given the problem ``½(w_i − v_i)²``, where ``v`` is their solution.
+    """Coordinates that ``M`` does not touch, given a problem ``½μ(w_i − v_i)²``, where ``v`` is their solution.
 
     Without a sum such a coordinate minimises ``q_i w_i + λ_i|w_i|`` alone: at a bound, or as near to 0 as it can be.
     """
@@ -88,9 +88,10 @@ def _untouched_settled(problem: StandardForm) -> StandardForm:
     lower, upper, l1 = problem.bounds_and_l1()
     v = torch.where(-problem.q > l1, upper, torch.where(problem.q > l1, lower, 0.0))
     v = clamp(problem, v.where(v.isfinite(), 0.0))  # without a bound there it has none
-    M = problem.M + torch.diag_embed((~touched).to(v.dtype).T).movedim(0, -1)
+    unit = power_of_two(problem.M.abs().amax((0, 1)))
+    M = problem.M + torch.diag_embed((unit * ~touched).T).movedim(0, -1)
     l1 = None if problem.l1 is None else problem.l1.where(touched, 0.0)
-    return replace(problem, M=M, q=problem.q.where(touched, -v), l1=l1)
+    return replace(problem, M=M, q=problem.q.where(touched, -unit * v), l1=l1)
 
 
 def _jacobi_step(problem: StandardForm) -> Tensor:

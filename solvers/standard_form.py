@@ -152,7 +152,7 @@ def is_tracing(data: StandardForm | Tensor) -> bool:
     return any(_FUNCTORCH.is_batchedtensor(tensor) for tensor in _wrappers(data))
 
 
-def transform_depth(data: StandardForm) -> int:
+def transform_depth() -> int:
     """How often the weights may have to be differentiated by transforms; 0 where none is on.
 
     The number of transforms of ``torch.func`` that are nested here, at least 2. Under ``torch.compile``, and where
@@ -160,7 +160,8 @@ def transform_depth(data: StandardForm) -> int:
     """
     if torch.compiler.is_compiling() or _is_recording():
         return 3
-    return max(2, len(_FUNCTORCH.get_interpreter_stack())) if _wrappers(data) else 0
+    stack = _FUNCTORCH.get_interpreter_stack()  # also where none of the data is wrapped, since its derivatives may be
+    return max(2, len(stack)) if stack else 0
 
 
 def _wrappers(data: StandardForm | Tensor) -> list[Tensor]:

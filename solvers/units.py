@@ -15,11 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from solvers.natural import stiffness, without_common_slope
+from solvers.natural import balance, power_of_two, stiffness, without_common_slope
 from solvers.standard_form import StandardForm
-
-MODERATE = 2.0**-20
-"""Sizes between this and its inverse may stay as they are."""
 
 
 def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
@@ -32,34 +29,20 @@ def in_natural_units(problem: StandardForm) -> tuple[StandardForm, Tensor]:
     data = q.abs() if known.l1 is None else q.abs() + known.l1
     problem = replace(problem, q=problem.q + (q - known.q))
     if known.total is None:
-        largest = _power_of_two(d.amax(0))
-        root = (d / largest).clamp_min(0.0).sqrt()
-        e = _power_of_two(root.where(root > 0, 1.0))
+        root = balance(d)
+        e = power_of_two(root.where(root > 0, 1.0))
         problem = _times_e(problem, e)
-        size = (data / e).amax(0) / largest  # M' is about largest, so this is a weight
+        size = (data / e).amax(0) / power_of_two(d.amax(0))  # M' is about that, so this is a weight
     else:
         size = torch.where(known.total == 0, data.amax(0) / d, known.total.abs()).where(d > 0, 0.0)
         e = None
     size = size.where((size > 0) & size.isfinite(), _largest_bound(problem.detach()))  # M and q alone say nothing
     if known.total is not None:
         size = size.where(size > 0, known.total.abs())
-    size = _power_of_two(size)
-    if e is None and _is_moderate(d, size):
-        return problem, torch.ones_like(size)
+    size = power_of_two(size)
     problem = _times_weights(problem, 1 / size)
-    problem = problem.scaled(1 / _power_of_two(problem.M.detach().abs().amax((0, 1))))
+    problem = problem.scaled(1 / power_of_two(problem.M.detach().abs().amax((0, 1))))
     return problem, size if e is None else size / e
-
-
-def _is_moderate(*sizes: Tensor) -> bool:
-    """Whether nothing is far from 1: then the numbers may stay as they are, since powers of two change no digit."""
-    return all(bool(((size > MODERATE) & (size < 1 / MODERATE)).all()) for size in sizes)
-
-
-def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two just below ``x``, 1 where ``x`` is not a positive number."""
-    x = x.where((x > 0) & x.isfinite(), 1.0)
-    return x / (2 * torch.frexp(x).mantissa)  # which is exact
 
 
 def _largest_bound(problem: StandardForm) -> Tensor:

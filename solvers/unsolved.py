@@ -1,7 +1,7 @@
 r"""The status of an answer: why weights that are not a solution are none.
 
 Where slopes are the differences of terms much larger than the data, rounding may hide what is left of them. Such
-weights are confirmed: the equations on their pieces, solved in float64 (`solvers.kkt`), have a solution, and it is near.
+weights are confirmed: the equations on their pieces, solved in float64 (`solvers.kkt`), have a solution that is near.
 
 A monotone problem has no solution if its set holds a direction ``d`` without end along which the cost falls at a
 constant rate: ``Md = 0`` and ``q·d + Σ λ_i|d_i| < 0``. (If ``w`` were a solution, ``w + d`` would contradict it, since
@@ -65,7 +65,9 @@ def _is_confirmed(problem: StandardForm, w: Tensor, found: NaturalMap, items: Te
     missing = torch.zeros_like(g[0]) if exact.total is None else exact.total - ordered_sum(w)
     step = solve_kkt(sub.M, d, free, tight, -g, missing)
     e = d.double().sqrt()
-    return (step.residual <= SINGULAR) & ((e * step.x).abs().amax(0) <= NEAR * (e * w).abs().amax(0))
+    data = exact.q.abs() if exact.l1 is None else exact.q.abs() + exact.l1
+    left = step.residual * (g * free / e).abs().amax(0)  # of slopes, when all that can be done is done
+    return (left <= SINGULAR * (data / e).amax(0)) & ((e * step.x).abs().amax(0) <= NEAR * (e * w).abs().amax(0))
 
 
 def _is_unbounded(problem: StandardForm) -> Tensor:

@@ -141,17 +141,21 @@ def relative_residual(problem, weights):
         q = np.where(exists, q - np.where(exists, q, np.inf).min(1, keepdims=True), 0.0)
     slope = np.abs(q) + data["l1"] + (np.abs(M) @ np.abs(w)[..., None])[..., 0]
     reach = np.maximum(np.abs(data["lower"]), np.abs(data["upper"]))
-    size = np.abs(w)
+    size, pull = np.abs(w), np.maximum(np.abs(q) - data["l1"], 1e-3 * (np.abs(q) + data["l1"]))
     if total is None:
         d = balance(M)
+        common = np.maximum(pull / np.sqrt(d), np.sqrt(d) * size).max(1, keepdims=True) / np.sqrt(d)
     else:
         d, slope, size = np.abs(M).max((1, 2))[:, None], slope.max(1, keepdims=True), size.max(1, keepdims=True)
         with np.errstate(invalid="ignore"):  # −inf + inf: no bound
             most = data["lower"] + (total - data["lower"].sum(1))[:, None]
         reach = np.maximum(np.abs(data["lower"]), np.abs(np.fmin(data["upper"], most))).max(1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            common = np.maximum(np.maximum(pull.max(1, keepdims=True) / d, np.abs(total)[:, None]), size)
     with np.errstate(divide="ignore", invalid="ignore"):
         natural = np.maximum(np.where(slope > 0, slope / d, size), size)
         a = np.where(reach > 0, np.minimum(natural, np.maximum(reach, size)), natural)
+        a = np.where(common > 0, np.minimum(a, common), a)
         step = np.where((slope > 0) & np.isfinite(a) & (a > 0), a / slope, 1.0)
         data["l1"] = step * data["l1"]
         distance = np.abs(w - prox(w - step * ((M @ w[..., None])[..., 0] + q), **data))

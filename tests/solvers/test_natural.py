@@ -143,26 +143,33 @@ def test_sizes_are_those_of_the_formula():
     M, q = torch.diag(vector(2.0, 8.0)), vector(1.0, -4.0)
     w, slope = vector(0.5, 3.0).unsqueeze(-1), vector(4.0, 8.0).unsqueeze(-1)
 
-    def sizes(feasible, slope=slope, w=w, M=M):
-        found = sizes_of(AffineVI(M, q, feasible).standard(), w, slope)
+    def same(found, expected):
+        for ours, right in zip(found, expected, strict=True):
+            assert ours == pytest.approx(right, rel=1e-14)  # the roundings that one slope hands on to others
+
+    def sizes(feasible, slope=slope, w=w, M=M, pull=100.0):
+        found = sizes_of(AffineVI(M, q, feasible).standard(), w, pull * q.unsqueeze(-1), slope)
         return [x.flatten().tolist() for x in found]
 
-    assert sizes(Free()) == [[2.0, 3.0], [0.5, 0.375], [4.0, 8.0], [2.0, 8.0]]  # a = max(b/d, |w|), γ = a/b
-    assert sizes(Box(-1.0, 1.0)) == [[1.0, 3.0], [0.25, 0.375], [4.0, 8.0], [2.0, 8.0]]  # … at most the reach or |w|
-    assert sizes(SumTo(1.0)) == [[3.0], [0.375], [8.0], [8.0]]
-    assert sizes(Simplex(), w=0.25 * w) == [[1.0], [0.125], [8.0], [8.0]]
-    assert sizes(Box(0.0, 0.0), w=0 * w) == [[2.0, 1.0], [0.5, 0.125], [4.0, 8.0], [2.0, 8.0]]  # its natural size
+    same(sizes(Free()), [[2.0, 3.0], [0.5, 0.375], [4.0, 8.0], [2.0, 8.0]])  # a = max(b/d, |w|), γ = a/b
+    same(sizes(Box(-1.0, 1.0)), [[1.0, 3.0], [0.25, 0.375], [4.0, 8.0], [2.0, 8.0]])  # … at most the reach or |w|
+    same(sizes(SumTo(1.0)), [[3.0], [0.375], [8.0], [8.0]])
+    same(sizes(Simplex(), w=0.25 * w), [[1.0], [0.125], [8.0], [8.0]])
+    same(sizes(Box(0.0, 0.0), w=0 * w), [[2.0, 1.0], [0.5, 0.125], [4.0, 8.0], [2.0, 8.0]])  # its natural size
+    # in units of stiffness 1 the pulls are 1/√2 and 4/√8: nothing is larger than the latter
+    assert sizes(Free(), w=0 * w, pull=1.0)[0] == pytest.approx([1.0, 0.5], rel=1e-15)
+    assert sizes(SumTo(0.0), w=0 * w, pull=1.0)[0] == [0.5]
     zero = 0 * slope
     weight, step, *_ = sizes(Free(), slope=zero)
-    assert weight == [0.5, 3.0]  # no slope anywhere: every weight is a solution
-    assert step == [0.5, 0.125]
+    assert weight == pytest.approx([0.5, 3.0])  # no slope anywhere: every weight is a solution
+    assert step == pytest.approx([0.5, 0.125])
     weight, step, _, d = sizes(Free(), M=0 * M)
     assert d == [0.0, 0.0]
-    assert weight == [0.5, 3.0]
-    assert step == [0.125, 0.375]
+    assert weight == pytest.approx([0.5, 3.0])
+    assert step == pytest.approx([0.125, 0.375])
     weight, step, *_ = sizes(Free(), M=0 * M, w=0 * w)
-    assert weight == [4.0, 8.0]  # untouched, at 0: the slope itself
-    assert step == [1.0, 1.0]
+    assert weight == pytest.approx([4.0, 8.0])  # untouched, at 0: the slope itself
+    assert step == pytest.approx([1.0, 1.0])
 
 
 def test_a_missed_bound_counts_by_the_weight_and_a_missed_slope_by_the_slope():
@@ -176,7 +183,7 @@ def test_a_missed_bound_counts_by_the_weight_and_a_missed_slope_by_the_slope():
     assert residual(1.0, -1.0, Free()) == 0.0
     assert residual(0.0, 0.0, Free()) == 0.0
     assert residual(0.0, 1.0, NonNegative()) == 0.0
-    assert residual(0.0, -1.0, NonNegative()) == 1.0
+    assert residual(0.0, -1.0, NonNegative()) == pytest.approx(1.0, abs=1e-15)
     assert residual(0.0, 5.0, Box(0.0, 0.0)) == 0.0
     assert residual(0.1, 5.0, Box(0.0, 0.0)) > 1e-3
 
@@ -205,7 +212,7 @@ def test_a_tie_is_some_roundings_of_a_weight_wide(dtype, scale):
         # the first weight's own size is the reach or b/d, at most 2 |q|, so its tie is narrow: it is free either way
         assert natural_map(problem.standard(), w, 1e-9).on.free.flatten().tolist() == [True, True]
         shared = AffineVI(M, q, Budget(4.0))  # with a sum the size is that of the item
-        sizes = sizes_of(shared.standard(), w, 2 * q.abs().unsqueeze(-1))
+        sizes = sizes_of(shared.standard(), w, q.unsqueeze(-1), 2 * q.abs().unsqueeze(-1))
         assert float(sizes.weight[0]) == pytest.approx(2.0, rel=1e-5)
         close = -scale * torch.tensor([times * 2 * TIE * eps, 1.0], dtype=dtype)
         on = natural_map(AffineVI(M, close, Budget(4.0)).standard(), (-close / scale).unsqueeze(-1), 1e-9).on
