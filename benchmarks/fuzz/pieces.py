@@ -11,6 +11,9 @@ from benchmarks.fuzz.batches import Array, Exact
 from benchmarks.fuzz.certificate import Certificate
 from benchmarks.fuzz.tolerances import TIE
 
+ROUNDED = 16
+"""Roundings of the largest force within which ties cannot be told from what is nearly one."""
+
 MOST_TIES = 3
 """Items with more ties than this have too many adjacent pieces to try."""
 
@@ -66,6 +69,10 @@ def locate(problem: Exact, w: Array, certificate: Certificate, width: Array | fl
     width = np.maximum(4 * TIE * problem.eps, width)
     slip = np.broadcast_to(width * np.maximum(certificate.weight_size, abs(w).max(1)), w.shape[:1])
     push = np.broadcast_to(width * certificate.force_size, slip.shape)
+    rounding = ROUNDED * problem.eps * abs(problem.q).max(1)  # a common force added to ties makes or breaks them
+    steepest = abs(problem.M).max((1, 2))
+    push = np.maximum(push, rounding)
+    slip = np.maximum(slip, np.where(steepest > 0, rounding / np.where(steepest > 0, steepest, 1), 0))
     sign_changes = (problem.l1 > 0) & (problem.lower < 0) & (problem.upper > 0)
     near_lower, near_upper = w <= problem.lower + slip[:, None], w >= problem.upper - slip[:, None]
     near_kink = sign_changes & (abs(w) <= slip[:, None])

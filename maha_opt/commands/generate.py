@@ -53,7 +53,8 @@ def run(request: Request, console: Console, errors: Console) -> int:
     within = contextlib.nullcontext()
     if request.solver is not None:
         contender = Contender.parse(request.solver)
-        within = solved_by(model, contender.solver, **dict(contender.options))
+        options: dict[str, Any] = dict(contender.options)
+        within = solved_by(model, contender.solver, **options)
     with within:
         texts = _texts(request, model, tokenizer)
     for number, text in enumerate(texts):
