@@ -126,12 +126,17 @@ def stiffness(problem: StandardForm) -> Tensor:
 
 
 def balanced(M: Tensor) -> Tensor:
-    """``d``, ``(L, B)``, such that ``max_j max(|M_ij|, |M_ji|)/√(d_i d_j)`` is about 1; 0 where row and column are."""
+    """``d``, ``(L, B)``, such that ``max_j max(|M_ij|, |M_ji|)/√(d_i d_j)`` is about 1; 0 where row and column are.
+
+    Of all that are so, one near ``|M_ii|``: multipliers of rows then have their own size beside the weights.
+    """
     magnitude = M.abs()
     S = torch.maximum(magnitude, magnitude.transpose(0, 1))
     largest = S.amax((0, 1))
     S = S / largest.where(largest > 0, 1.0)
-    e = torch.ones_like(S[0])
+    own = S.diagonal(dim1=0, dim2=1).T.sqrt()
+    lent = torch.where(own > 0, S / own, 0.0).amax(1)  # to a coordinate without a diagonal, by those that it touches
+    e = own.where(own > 0, lent.where(lent > 0, 1.0))
     for _ in range(8):  # the distance from balance falls as 2^-k
         rows = (S / (e.unsqueeze(0) * e.unsqueeze(1))).amax(1)
         e = e * rows.sqrt().where(rows > 0, 1.0)

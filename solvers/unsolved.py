@@ -41,7 +41,7 @@ def status_of(problem: StandardForm, w: Tensor, found: NaturalMap, check_monoton
     within = found.residual <= found.tolerance  # False for NaN
     if found.excess is not None:
         large = (within & (found.excess > SUSPICIOUS)).nonzero()[:, 0]
-        within[large] = _is_confirmed(problem, w, found, large)
+        within[large] = _is_confirmed(problem, w, found, found.excess, large)
     status = torch.where(within, Status.SOLVED.value, Status.ITERATION_LIMIT.value)
     if check_monotone:
         monotone = is_monotone(problem)
@@ -54,8 +54,8 @@ def status_of(problem: StandardForm, w: Tensor, found: NaturalMap, check_monoton
     return status
 
 
-def _is_confirmed(problem: StandardForm, w: Tensor, found: NaturalMap, items: Tensor) -> Tensor:
-    """Which of some items have a solution on the pieces of ``w`` within `NEAR` of the largest weight, ``(n,)`` bool."""
+def _is_confirmed(problem: StandardForm, w: Tensor, found: NaturalMap, excess: Tensor, items: Tensor) -> Tensor:
+    """Which of some items are solutions in float64 or have one on their pieces within `NEAR` of the largest weight."""
     active = active_set(problem, w, found, torch.ones_like(w[0], dtype=torch.bool))
     free, tight, _, _, d, _ = (tensor[..., items] for tensor in active)
     slope = None if found.on.slope is None else found.on.slope[:, items].double()
@@ -66,8 +66,13 @@ def _is_confirmed(problem: StandardForm, w: Tensor, found: NaturalMap, items: Te
     step = solve_kkt(sub.M, d, free, tight, -g, missing)
     e = d.double().sqrt()
     data = exact.q.abs() if exact.l1 is None else exact.q.abs() + exact.l1
-    left = step.residual * (g * free / e).abs().amax(0)  # of slopes, when all that can be done is done
-    return (left <= SINGULAR * (data / e).amax(0)) & ((e * step.x).abs().amax(0) <= NEAR * (e * w).abs().amax(0))
+    small, size = SINGULAR * (data / e).amax(0), (g * free / e).abs().amax(0)
+    common = ordered_sum(g * free) / ordered_sum(free).clamp_min(1) * tight  # −ν
+    here = ((g - common) * free / e).abs().amax(0)
+    rounding = 16 * (problem.size + 4) * torch.finfo(torch.float64).eps
+    shown = (here <= small) & (rounding * excess[items] <= SINGULAR)  # float64 hides nothing of the slopes
+    left = step.residual * size  # of them, when all that can be done is done
+    return shown | ((left <= small) & ((e * step.x).abs().amax(0) <= NEAR * (e * w).abs().amax(0)))
 
 
 def _is_unbounded(problem: StandardForm) -> Tensor:

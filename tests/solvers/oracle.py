@@ -164,7 +164,12 @@ def relative_residual(problem, weights):
 
 def balance(M):
     """``d`` with ``max_j max(|M_ij|, |M_ji|) / √(d_i d_j) = 1`` for all i, ``(B, L)``; 1 where all is 0."""
-    S, e = np.maximum(np.abs(M), np.abs(M.swapaxes(1, 2))), np.ones(M.shape[:2])
+    S = np.maximum(np.abs(M), np.abs(M.swapaxes(1, 2)))
+    own = np.sqrt(np.diagonal(S, axis1=1, axis2=2))[:, None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lent = np.where(own > 0, S / own, 0.0).max(2)
+    e = np.where(own[:, 0] > 0, own[:, 0], np.where(lent > 0, lent, np.sqrt(S.max((1, 2)))[:, None] + (lent < 0)))
+    e = np.where(e > 0, e, 1.0)
     for _ in range(60):
         rows = (S / (e[:, :, None] * e[:, None, :])).max(2)
         e = e * np.sqrt(np.where(rows > 0, rows, 1.0))
