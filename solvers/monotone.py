@@ -59,23 +59,34 @@ def has_cholesky(
     Unless ``definite`` is asked for, rows and columns of zeros do not count (for small sizes).
     """
     S = 0.5 * (M + M.transpose(0, 1))
-    finite = S.isfinite().all(1).all(0)
     L = S.shape[0]
     if fixed_sum:
         tau = L * S.diagonal(dim1=0, dim2=1).abs().amax(-1)
         S = S + (tau if moves is None else tau * (moves.unsqueeze(0) & moves.unsqueeze(1)))
     S.diagonal(dim1=0, dim2=1).mul_(diagonal_times)
     if L > 8:
-        factorised = torch.linalg.cholesky_ex(aligned(S.movedim(-1, 0))).info == 0
-        return factorised & finite
-    found = finite
-    for k in range(L):  # S ← Schur complement of its first row and column
-        pivot, column = S[0, 0], S[0, 1:]
-        found = found & ((pivot > 0) if definite else (pivot > 0) | ((pivot == 0) & (column == 0).all(0)))
-        rate = column / pivot.where(pivot > 0, 1.0)
-        if k < L - 1:
-            S = torch.addcmul(S[1:, 1:], column.unsqueeze(0), rate.unsqueeze(1), value=-1)
+        finite = S.isfinite().all(1).all(0)
+        return (torch.linalg.cholesky_ex(aligned(S.movedim(-1, 0))).info == 0) & finite
+    found = _positive_pivots(S, zeros=False)
+    rest = () if definite else (~found).nonzero()[:, 0]
+    if len(rest):
+        found[rest] = _positive_pivots(S[..., rest], zeros=True)
     return found
+
+
+def _positive_pivots(S: Tensor, *, zeros: bool) -> Tensor:
+    """Whether elimination meets positive pivots only, or, with ``zeros``, zeros with nothing beside them; ``(B,)``."""
+    pivots, sound = [], []
+    for _ in range(S.shape[0]):  # S ← Schur complement of its first row and column
+        pivot, column = S[0, 0], S[0, 1:]
+        pivots.append(pivot)
+        if zeros:
+            sound.append((pivot != 0) | (column == 0).all(0))
+            pivot = pivot.where(pivot != 0, 1.0)
+        S = torch.addcmul(S[1:, 1:], column.unsqueeze(0), (column / pivot).unsqueeze(1), value=-1)
+    stacked = torch.stack(pivots)
+    positive = ((stacked >= 0 if zeros else stacked > 0) & (stacked < torch.inf)).all(0)
+    return positive & torch.stack(sound).all(0) if zeros else positive
 
 
 def _no_negative_eigenvalue(M: Tensor, moves: Tensor | None, fixed_sum: bool, rounding: float) -> Tensor:
