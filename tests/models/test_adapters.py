@@ -7,7 +7,7 @@ import accelerate
 import peft
 import pytest
 import torch
-from small import small_batch, small_model
+from small_models import small_batch, small_model
 from torch import nn
 from transformers import Trainer, TrainingArguments
 

@@ -8,7 +8,7 @@ from causality import random_ids
 
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[hf]'")
 
-from small import CLASSES, VOCAB, N, small_batch, small_config, small_model
+from small_models import CLASSES, VOCAB, N, small_batch, small_config, small_model
 from transformers import AutoModel, AutoModelForCausalLM
 
 tasks = pytest.mark.parametrize("task", CLASSES)

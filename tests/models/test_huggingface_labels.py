@@ -7,7 +7,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[hf]'")
 
-from small import VOCAB, N, small_batch, small_model
+from small_models import VOCAB, N, small_batch, small_model
 from transformers import Trainer, TrainingArguments
 
 from models.training.checkpoints import SafeTrainer

@@ -9,7 +9,7 @@ from causality import random_ids
 
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[hf]'")
 
-from small import VOCAB, N, small_batch, small_model
+from small_models import VOCAB, N, small_batch, small_model
 
 from models import inspect_transformer
 

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("transformers", reason="Hugging Face transformers is not installed: pip install 'maha-opt[hf]'")
 
-from small import CLASSES, small_batch, small_config, small_model
+from small_models import CLASSES, small_batch, small_config, small_model
 from transformers import AutoConfig, AutoModel
 
 from maha_opt.aggregation_base import fusions_of
